@@ -9,9 +9,12 @@ mod keep;
 mod lifecycle;
 mod lock;
 mod persistence;
+mod place;
 mod queue;
 mod search;
 mod settings;
+mod settling;
+mod waits;
 mod watch;
 
 use std::fmt;
@@ -23,10 +26,12 @@ use wfe_core::models::QueueType;
 
 use self::handling::Handling;
 use self::lifecycle::Outbox;
+use self::place::Place;
 pub use self::watch::Lag;
 use self::watch::Watcher;
 use crate::connect::Builder;
 use crate::error::Result;
+use crate::namespace_set::GrpcNamespaceSet;
 use crate::provider::GrpcPersistenceProvider;
 use crate::v1;
 
@@ -53,16 +58,18 @@ use crate::v1;
 /// Use all of them together: that is what makes a step two calls, and what keeps a workflow from
 /// getting stuck when a host dies (see the [crate's documentation](crate#hosts)). Clones share
 /// everything.
+///
+/// [`Builder::connect_host_set`] connects a host that works over a namespace set.
 #[derive(Clone)]
 pub struct GrpcHost(Arc<Inner>);
 
 pub(crate) struct Inner {
-    provider: GrpcPersistenceProvider,
+    place: Place,
     settings: HostSettings,
     /// What the host is doing at the moment.
     handling: Mutex<Handling>,
-    /// Whether the queues are known to be of their kinds.
-    configured: OnceCell<()>,
+    /// Whether the queues of each member are known to be of their kinds.
+    configured: Vec<OnceCell<()>>,
     outbox: Outbox,
     watcher: Watcher,
 }
@@ -105,18 +112,28 @@ impl GrpcHost {
         Builder::new(endpoint)
     }
 
-    /// The persistence alone, which shares the connection and the cache.
+    /// The persistence alone, which shares the connection and the cache. Over a namespace set, that
+    /// of the first member only: see [`namespace_set`](Self::namespace_set).
     pub fn persistence(&self) -> &GrpcPersistenceProvider {
-        &self.0.provider
+        self.0.place.any()
+    }
+
+    /// The namespace set over which the host works, if it does.
+    pub fn namespace_set(&self) -> Option<&GrpcNamespaceSet> {
+        match &self.0.place {
+            Place::Namespace(_) => None,
+            Place::Set { set, .. } => Some(set),
+        }
     }
 
     /// Must be called in a Tokio runtime, in which what runs in the background will run.
-    fn from_parts(provider: GrpcPersistenceProvider, settings: HostSettings) -> Self {
+    fn from_parts(place: Place, settings: HostSettings) -> Self {
+        let configured = place.members().iter().map(|_| OnceCell::new()).collect();
         let inner = Arc::new(Inner {
-            provider,
+            place,
             settings,
             handling: Mutex::default(),
-            configured: OnceCell::new(),
+            configured,
             outbox: Outbox::default(),
             watcher: Watcher::default(),
         });
@@ -172,7 +189,8 @@ impl fmt::Debug for GrpcHost {
     /// Without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GrpcHost")
-            .field("persistence", &self.0.provider)
+            .field("persistence", self.persistence())
+            .field("namespace_set", &self.namespace_set())
             .field("settings", &self.0.settings)
             .finish_non_exhaustive()
     }

@@ -6,6 +6,7 @@
 mod names;
 mod repositories;
 pub(crate) mod routing;
+mod writes;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -55,8 +55,8 @@ pub(super) enum Requeue {
     Nothing,
     /// Enqueue it.
     Enqueue,
-    /// Enqueue it so that it comes when this lock is released.
-    EnqueueBehind(String),
+    /// Enqueue it so that it comes when this lock is released, if that is where this item is.
+    EnqueueBehind { resource: String, receipt: String },
 }
 
 /// What to renew.
@@ -128,8 +128,7 @@ impl Handling {
         let over: Vec<_> = keys.iter().filter_map(|key| held.remove(key)).collect();
         let tokens = over
             .iter()
-            .filter_map(|held| locks.remove(&held.children_key()))
-            .map(|lock| lock.token)
+            .flat_map(|held| children_locks(locks, held, None))
             .collect();
         (over, tokens)
     }
@@ -260,12 +259,22 @@ impl Handling {
         match refused.filter(|_| queue == QueueType::Event) {
             Some(resource) => {
                 held.end = End::Return(Duration::ZERO);
-                Requeue::EnqueueBehind(resource)
+                Requeue::EnqueueBehind {
+                    resource,
+                    receipt: held.receipt.clone(),
+                }
             }
             None => {
                 held.end = End::Return(pause(held.attempt));
                 Requeue::Nothing
             }
+        }
+    }
+
+    /// The item that the task handles comes back later, rather than when a lock is released.
+    pub(super) fn put_off(&mut self, task: Task, queue: QueueType) {
+        if let Some(held) = self.held.get_mut(&(queue, task)) {
+            held.end = End::Return(pause(held.attempt));
         }
     }
 
@@ -326,6 +335,27 @@ impl Handling {
         self.held_any_workflow(task, id)
             .filter(|held| held.is_open())
     }
+}
+
+/// The tokens of the locks that withhold what the step of an item has started; they are forgotten.
+/// `owner`: only those of this task.
+fn children_locks(
+    locks: &mut HashMap<String, HeldLock>,
+    held: &Held,
+    owner: Option<Task>,
+) -> Vec<String> {
+    let is_one = |resource: &String, lock: &HeldLock| {
+        held.is_children_key(resource) && owner.is_none_or(|owner| owner == lock.owner)
+    };
+    let keys: Vec<String> = locks
+        .iter()
+        .filter(|(resource, lock)| is_one(resource, lock))
+        .map(|(resource, _)| resource.clone())
+        .collect();
+    keys.iter()
+        .filter_map(|key| locks.remove(key))
+        .map(|lock| lock.token)
+        .collect()
 }
 
 /// How long an item is withheld that a host cannot handle, so that another one gets it.

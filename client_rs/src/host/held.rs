@@ -19,6 +19,9 @@ pub(super) fn lock_keys(workflow_id: &str) -> [String; 2] {
     ]
 }
 
+/// What the resources of locks begin with that withhold the children of a workflow.
+pub(super) const CHILDREN: &str = "children.";
+
 /// An item that a task handles, under a lease.
 pub(super) struct Held {
     pub(super) id: String,
@@ -145,7 +148,18 @@ impl Held {
     /// is stored: with it the subscription to their ends. Another host could run one to its end
     /// before that, and nobody would know.
     pub(super) fn children_key(&self) -> String {
-        format!("children.{}", self.id)
+        format!("{CHILDREN}{}", self.id)
+    }
+
+    /// Whether a resource is that of such a lock: over a namespace set there is one in each member
+    /// that has a child, whose index is at its end.
+    pub(super) fn is_children_key(&self, resource: &str) -> bool {
+        resource
+            .strip_prefix(&self.children_key())
+            .is_some_and(|rest| {
+                let index = rest.strip_prefix('@').unwrap_or_default();
+                rest.is_empty() || (!index.is_empty() && index.bytes().all(|b| b.is_ascii_digit()))
+            })
     }
 
     /// What the server is told about the item, at last.

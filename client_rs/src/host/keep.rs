@@ -4,6 +4,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
+use tokio::task::JoinSet;
+
 use super::Inner;
 use crate::error::Result;
 use crate::v1::{self, ErrorReason};
@@ -29,30 +31,55 @@ pub(super) fn start(inner: &Arc<Inner>) {
 }
 
 impl Inner {
-    pub(super) async fn renew(&self) {
+    pub(super) async fn renew(self: &Arc<Self>) {
         let leases = self.handling().leases(self.settings.longest_step);
-        let lost = renew(leases.receipts, |receipts| async move {
+        let receipts = self.place.by_member(&leases.receipts);
+        let tokens = self.place.by_member(&leases.tokens);
+        // At the same time: one member that is away must not cost the leases in others.
+        let mut renewals = JoinSet::new();
+        for (index, receipts) in receipts {
+            let inner = Arc::clone(self);
+            renewals.spawn(async move { inner.renew_items(index, receipts).await });
+        }
+        for (index, tokens) in tokens {
+            let inner = Arc::clone(self);
+            renewals.spawn(async move { inner.renew_locks(index, tokens).await });
+        }
+        renewals.join_all().await;
+    }
+
+    async fn renew_items(&self, index: usize, receipts: Vec<String>) {
+        let member = &self.place.members()[index];
+        let lost = renew(receipts, |receipts| async move {
             let request = v1::RenewItemsRequest {
                 receipts,
                 lease_duration: self.lease(),
             };
             let asked = Instant::now();
-            self.provider.call(&request).await?;
+            member.call(&request).await?;
             let until = asked + self.settings.lease;
-            self.handling().renewed(&request.receipts, until);
+            let receipts = request.receipts.into_iter();
+            let renewed: Vec<_> = receipts.map(|one| self.place.tag(one, index)).collect();
+            self.handling().renewed(&renewed, until);
             Ok(())
         });
         for receipt in lost.await {
+            let receipt = self.place.tag(receipt, index);
             self.handling().lost_item(&receipt);
         }
-        let lost = renew(leases.tokens, |tokens| async move {
+    }
+
+    async fn renew_locks(&self, index: usize, tokens: Vec<String>) {
+        let member = &self.place.members()[index];
+        let lost = renew(tokens, |tokens| async move {
             let request = v1::RenewLocksRequest {
                 tokens,
                 ttl: self.lease(),
             };
-            self.provider.call(&request).await.map(|_| ())
+            member.call(&request).await.map(|_| ())
         });
         for token in lost.await {
+            let token = self.place.tag(token, index);
             self.handling().lost_lock(&token);
         }
     }

@@ -1,7 +1,7 @@
 //! Lifecycle events that are published. The engine awaits each one, twice a step; so they are
 //! only noted down, and go with the workflow's next write, or else soon after in batches.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use wfe_core::traits::LifecyclePublisher;
 use super::{GrpcHost, Inner};
 use crate::convert::to_lifecycle_event;
 use crate::error::{Error, Result};
+use crate::provider::GrpcPersistenceProvider;
 use crate::v1;
 
 /// How long an event waits for others, and for the write of its workflow.
@@ -137,11 +138,7 @@ impl Inner {
         while !self.outbox.is_empty() {
             self.watcher.is_ready().await;
             let _turn = self.outbox.sending.lock().await;
-            let events: Vec<_> = {
-                let mut waiting = self.outbox.waiting();
-                let count = waiting.len().min(MOST);
-                waiting.drain(..count).collect()
-            };
+            let events: Vec<_> = { self.outbox.waiting().drain(..).collect() };
             if !self.publish(events).await {
                 return false;
             }
@@ -149,22 +146,46 @@ impl Inner {
         true
     }
 
+    /// Publishes events, each in the member of its workflow; false if one did not take its own.
     async fn publish(&self, events: Vec<v1::LifecycleEvent>) -> bool {
-        let mut request = v1::PublishRequest { events };
-        match self.provider.call(&request).await {
+        let mut of_member: BTreeMap<usize, Vec<v1::LifecycleEvent>> = BTreeMap::new();
+        for event in events {
+            let index = self.place.of_workflow(&event.workflow_id);
+            of_member.entry(index).or_default().push(event);
+        }
+        let mut all = true;
+        for (index, events) in of_member {
+            let mut failed = Vec::new();
+            for some in events.chunks(MOST) {
+                if !failed.is_empty() || !self.publish_in(self.place.once(index), some).await {
+                    failed.extend_from_slice(some);
+                }
+            }
+            all &= failed.is_empty();
+            self.outbox.put_back(failed);
+        }
+        all
+    }
+
+    async fn publish_in(
+        &self,
+        member: &GrpcPersistenceProvider,
+        events: &[v1::LifecycleEvent],
+    ) -> bool {
+        let request = v1::PublishRequest {
+            events: events.to_vec(),
+        };
+        match member.call(&request).await {
             Ok(_) => true,
             // One of them can never be published: without it the others can.
             Err(error) if error.code() == Code::InvalidArgument => {
-                for event in std::mem::take(&mut request.events) {
+                for event in request.events {
                     let events = vec![event];
-                    let _ = self.provider.call(&v1::PublishRequest { events }).await;
+                    let _ = member.call(&v1::PublishRequest { events }).await;
                 }
                 true
             }
-            Err(_) => {
-                self.outbox.put_back(request.events);
-                false
-            }
+            Err(_) => false,
         }
     }
 }

@@ -32,8 +32,7 @@ impl DistributedLockProvider for GrpcHost {
     async fn release_lock(&self, resource: &str) -> wfe_core::Result<()> {
         let token = self.0.handling().release(this_task(), resource);
         if let Some(token) = token {
-            let request = v1::ReleaseLockRequest { token };
-            self.0.provider.call(&request).await?;
+            self.0.release_on_server(&token).await?;
         }
         self.0.settle_if_stopped();
         Ok(())
@@ -52,28 +51,37 @@ impl DistributedLockProvider for GrpcHost {
 
 impl Inner {
     pub(super) async fn acquire_on_server(&self, task: Task, resource: &str) -> Result<bool> {
+        let index = self.place.of_lock(resource);
+        let member = &self.place.members()[index];
         let request = v1::AcquireLockRequest {
             resource: resource.into(),
-            owner: self.provider.claims.worker_id.clone(),
+            owner: member.claims.worker_id.clone(),
             ttl: self.lease(),
             wait: None,
             request_id: Uuid::new_v4().to_string(),
         };
-        let answer = self.provider.call(&request).await?;
+        let answer = member.call(&request).await?;
         let token = answer.acquired.then_some(answer.token);
+        let token = token.map(|token| self.place.tag(token, index));
         self.handling().acquired(task, resource, token);
         Ok(answer.acquired)
     }
 
-    /// Releases a lock that nobody has to wait for.
-    pub(super) fn release_soon(self: &Arc<Self>, token: Option<String>) {
-        let Some(token) = token else {
-            return;
-        };
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            // If it fails, the lock expires.
-            let _ = inner.provider.call(&v1::ReleaseLockRequest { token }).await;
-        });
+    async fn release_on_server(&self, token: &str) -> Result<()> {
+        let (index, token) = self.place.untag(token);
+        let request = v1::ReleaseLockRequest { token };
+        self.place.members()[index].call(&request).await?;
+        Ok(())
+    }
+
+    /// Releases locks that nobody has to wait for.
+    pub(super) fn release_soon(self: &Arc<Self>, tokens: Vec<String>) {
+        for token in tokens {
+            let inner = Arc::clone(self);
+            tokio::spawn(async move {
+                // If it fails, the lock expires.
+                let _ = inner.release_on_server(&token).await;
+            });
+        }
     }
 }

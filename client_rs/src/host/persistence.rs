@@ -16,6 +16,7 @@ use wfe_core::traits::{
 
 use super::due::{due, Due};
 use super::handling::{this_task, Outcome};
+use super::place::{on_store, Place};
 use super::{GrpcHost, Inner};
 use crate::convert::{to_event, to_time};
 use crate::error::Result;
@@ -37,7 +38,8 @@ impl Inner {
     /// Withholds a workflow that a step starts until the step's result is stored.
     async fn withhold_child(&self, child: &mut v1::QueueItem) -> Result<()> {
         let task = this_task();
-        let Some((key, is_free)) = self.handling().start_child(task, &child.id) else {
+        let placed = |key| self.place.children_key(key, &child.id);
+        let Some((key, is_free)) = self.handling().start_child(task, &child.id, placed) else {
             return Ok(());
         };
         if is_free {
@@ -46,6 +48,17 @@ impl Inner {
         }
         child.blocked_by.push(key);
         Ok(())
+    }
+
+    fn new_subscriptions(
+        &self,
+        workflow_id: &str,
+        subscriptions: &[EventSubscription],
+    ) -> Result<Vec<v1::EventSubscription>> {
+        match &self.place {
+            Place::Namespace(_) => to_new_subscriptions(subscriptions),
+            Place::Set { set, .. } => set.new_subscriptions(workflow_id, subscriptions),
+        }
     }
 
     /// A time of this machine's clock, by the database's.
@@ -62,7 +75,7 @@ impl Inner {
         let task = this_task();
         let mut persist = self.handling().persist(task, &instance.id);
         let is_step = persist.receipt.is_some();
-        let base = self.provider.cache.get(&instance.id);
+        let base = self.place.any().cache.get(&instance.id);
         let base = base.filter(|base| Some(base.revision) == persist.expected_revision);
         let due = due(instance, Utc::now(), |pointer| {
             let base = base.as_ref().filter(|_| is_step);
@@ -83,7 +96,10 @@ impl Inner {
             false => self.next_run(&instance.id, due),
         };
         let is_enqueued = enqueue.is_some() || is_step;
+        // Those in other members go when the lock is released that withholds them.
+        let own = self.place.of_workflow(&instance.id);
         let children = persist.children.iter();
+        let children = children.filter(|id| self.place.of_workflow(id) == own);
         let children = children.map(|id| self.item(QueueType::Workflow, id));
         let completion = persist.completion.iter();
         let completion = completion.map(|event| self.item(QueueType::Event, &event.id));
@@ -93,14 +109,18 @@ impl Inner {
             false => self.outbox.take_of(&instance.id),
         };
         let acknowledge = persist.receipt.iter().map(|receipt| v1::Acknowledgement {
-            receipt: receipt.clone(),
+            receipt: self.place.untag(receipt).1,
             confirmed: false,
         });
         let effects = v1::CommitWorkflowRequest {
             create_events: persist.completion.iter().cloned().collect(),
-            create_subscriptions: to_new_subscriptions(subscriptions)?,
+            create_subscriptions: self.new_subscriptions(&instance.id, subscriptions)?,
             expected_revision: persist.expected_revision,
-            held_lock_tokens: persist.held_lock_tokens.clone(),
+            held_lock_tokens: persist
+                .held_lock_tokens
+                .iter()
+                .map(|token| self.place.untag(token).1)
+                .collect(),
             enqueue: enqueue
                 .into_iter()
                 .chain(children)
@@ -108,14 +128,15 @@ impl Inner {
                 .collect(),
             acknowledge: acknowledge.collect(),
             publish: publish.clone(),
-            // To handle the event that says that a workflow is complete takes four more calls.
-            skip_unawaited_events: true,
+            // To handle the event that says that a workflow is complete takes four more calls. (Who
+            // awaits it may be in another member.)
+            skip_unawaited_events: !self.place.is_set(),
             ..new_effects()
         };
         if is_step && !persist.goes_on {
             self.take_ahead(task);
         }
-        let outcome = self.provider.save(instance, effects).await;
+        let outcome = self.place.save(instance, effects).await;
         if outcome.is_err() {
             self.outbox.put_back(publish);
         }
@@ -130,8 +151,7 @@ impl Inner {
         let mut handling = self.handling();
         handling.persisted(task, instance, &persist, what);
         if !persist.children.is_empty() && outcome.is_ok() {
-            let token = handling.let_children_go(task);
-            self.release_soon(token);
+            self.release_soon(handling.let_children_go(task));
         }
         if outcome.is_ok() && is_enqueued {
             handling.enqueued(task, QueueType::Workflow, &instance.id);
@@ -155,7 +175,7 @@ impl WorkflowRepository for GrpcHost {
         }
         let is_enqueued = item.is_some();
         let item = item.into_iter().collect();
-        let id = inner.provider.create(&instance, item).await?;
+        let id = inner.place.create(&instance, item).await?;
         if is_enqueued {
             let mut handling = inner.handling();
             handling.enqueued(this_task(), QueueType::Workflow, &id);
@@ -184,7 +204,7 @@ impl WorkflowRepository for GrpcHost {
     }
 
     async fn get_runnable_instances(&self, as_at: DateTime<Utc>) -> wfe_core::Result<Vec<String>> {
-        self.0.provider.get_runnable_instances(as_at).await
+        on_store!(&self.0.place, store => store.get_runnable_instances(as_at).await)
     }
 
     /// Returns a workflow. To the task that handles its item, it returns what `dequeue_work` has
@@ -195,7 +215,7 @@ impl WorkflowRepository for GrpcHost {
         if let Some(workflow) = brought {
             return Ok(workflow);
         }
-        let (workflow, revision) = self.0.provider.load(id).await?;
+        let (workflow, revision) = self.0.place.load(id).await?;
         self.0.handling().loaded(task, &workflow, revision);
         Ok(workflow)
     }
@@ -204,21 +224,18 @@ impl WorkflowRepository for GrpcHost {
         &self,
         name: &str,
     ) -> wfe_core::Result<WorkflowInstance> {
-        self.0.provider.get_workflow_instance_by_name(name).await
+        on_store!(&self.0.place, store => store.get_workflow_instance_by_name(name).await)
     }
 
     async fn get_workflow_instances(
         &self,
         ids: &[String],
     ) -> wfe_core::Result<Vec<WorkflowInstance>> {
-        self.0.provider.get_workflow_instances(ids).await
+        on_store!(&self.0.place, store => store.get_workflow_instances(ids).await)
     }
 
     async fn next_definition_sequence(&self, definition_id: &str) -> wfe_core::Result<u64> {
-        self.0
-            .provider
-            .next_definition_sequence(definition_id)
-            .await
+        on_store!(&self.0.place, store => store.next_definition_sequence(definition_id).await)
     }
 }
 
@@ -238,10 +255,7 @@ impl EventRepository for GrpcHost {
             inner.handling().enqueued(task, QueueType::Event, &event.id);
             return Ok(event.id);
         }
-        let id = inner
-            .provider
-            .create_event_and_enqueue(&event, item)
-            .await?;
+        let id = inner.place.create_event(&event, item).await?;
         if is_enqueued {
             let mut handling = inner.handling();
             handling.enqueued(task, QueueType::Event, &id);
@@ -250,11 +264,11 @@ impl EventRepository for GrpcHost {
     }
 
     async fn get_event(&self, id: &str) -> wfe_core::Result<Event> {
-        self.0.provider.get_event(id).await
+        on_store!(&self.0.place, store => store.get_event(id).await)
     }
 
     async fn get_runnable_events(&self, as_at: DateTime<Utc>) -> wfe_core::Result<Vec<String>> {
-        self.0.provider.get_runnable_events(as_at).await
+        on_store!(&self.0.place, store => store.get_runnable_events(as_at).await)
     }
 
     async fn get_events(
@@ -263,16 +277,15 @@ impl EventRepository for GrpcHost {
         event_key: &str,
         as_of: DateTime<Utc>,
     ) -> wfe_core::Result<Vec<String>> {
-        let provider = &self.0.provider;
-        provider.get_events(event_name, event_key, as_of).await
+        on_store!(&self.0.place, store => store.get_events(event_name, event_key, as_of).await)
     }
 
     async fn mark_event_processed(&self, id: &str) -> wfe_core::Result<()> {
-        self.0.provider.mark_event_processed(id).await
+        on_store!(&self.0.place, store => store.mark_event_processed(id).await)
     }
 
     async fn mark_event_unprocessed(&self, id: &str) -> wfe_core::Result<()> {
-        self.0.provider.mark_event_unprocessed(id).await
+        on_store!(&self.0.place, store => store.mark_event_unprocessed(id).await)
     }
 }
 
@@ -282,8 +295,7 @@ impl SubscriptionRepository for GrpcHost {
         &self,
         subscription: &EventSubscription,
     ) -> wfe_core::Result<String> {
-        let provider = &self.0.provider;
-        provider.create_event_subscription(subscription).await
+        on_store!(&self.0.place, store => store.create_event_subscription(subscription).await)
     }
 
     async fn get_subscriptions(
@@ -292,18 +304,17 @@ impl SubscriptionRepository for GrpcHost {
         event_key: &str,
         as_of: DateTime<Utc>,
     ) -> wfe_core::Result<Vec<EventSubscription>> {
-        let provider = &self.0.provider;
-        provider
-            .get_subscriptions(event_name, event_key, as_of)
-            .await
+        on_store!(&self.0.place, store => {
+            store.get_subscriptions(event_name, event_key, as_of).await
+        })
     }
 
     async fn terminate_subscription(&self, id: &str) -> wfe_core::Result<()> {
-        self.0.provider.terminate_subscription(id).await
+        on_store!(&self.0.place, store => store.terminate_subscription(id).await)
     }
 
     async fn get_subscription(&self, id: &str) -> wfe_core::Result<EventSubscription> {
-        self.0.provider.get_subscription(id).await
+        on_store!(&self.0.place, store => store.get_subscription(id).await)
     }
 
     async fn get_first_open_subscription(
@@ -312,10 +323,9 @@ impl SubscriptionRepository for GrpcHost {
         event_key: &str,
         as_of: DateTime<Utc>,
     ) -> wfe_core::Result<Option<EventSubscription>> {
-        let provider = &self.0.provider;
-        provider
-            .get_first_open_subscription(event_name, event_key, as_of)
-            .await
+        on_store!(&self.0.place, store => {
+            store.get_first_open_subscription(event_name, event_key, as_of).await
+        })
     }
 
     async fn set_subscription_token(
@@ -325,25 +335,24 @@ impl SubscriptionRepository for GrpcHost {
         worker_id: &str,
         expiry: DateTime<Utc>,
     ) -> wfe_core::Result<bool> {
-        let provider = &self.0.provider;
-        provider
-            .set_subscription_token(id, token, worker_id, expiry)
-            .await
+        on_store!(&self.0.place, store => {
+            store.set_subscription_token(id, token, worker_id, expiry).await
+        })
     }
 
     async fn clear_subscription_token(&self, id: &str, token: &str) -> wfe_core::Result<()> {
-        self.0.provider.clear_subscription_token(id, token).await
+        on_store!(&self.0.place, store => store.clear_subscription_token(id, token).await)
     }
 }
 
 #[async_trait]
 impl ScheduledCommandRepository for GrpcHost {
     fn supports_scheduled_commands(&self) -> bool {
-        self.0.provider.supports_scheduled_commands()
+        on_store!(&self.0.place, store => store.supports_scheduled_commands())
     }
 
     async fn schedule_command(&self, command: &ScheduledCommand) -> wfe_core::Result<()> {
-        self.0.provider.schedule_command(command).await
+        on_store!(&self.0.place, store => store.schedule_command(command).await)
     }
 
     async fn process_commands(
@@ -353,17 +362,17 @@ impl ScheduledCommandRepository for GrpcHost {
               + Send
               + Sync),
     ) -> wfe_core::Result<()> {
-        self.0.provider.process_commands(as_of, handler).await
+        on_store!(&self.0.place, store => store.process_commands(as_of, handler).await)
     }
 }
 
 #[async_trait]
 impl PersistenceProvider for GrpcHost {
     async fn persist_errors(&self, errors: &[ExecutionError]) -> wfe_core::Result<()> {
-        self.0.provider.persist_errors(errors).await
+        on_store!(&self.0.place, store => store.persist_errors(errors).await)
     }
 
     async fn ensure_store_exists(&self) -> wfe_core::Result<()> {
-        self.0.provider.ensure_store_exists().await
+        on_store!(&self.0.place, store => store.ensure_store_exists().await)
     }
 }

@@ -13,10 +13,11 @@ use wfe_core::models::QueueType;
 use wfe_core::traits::QueueProvider;
 
 use super::handling::{this_task, Held, Requeue, Task};
+use super::waits::BRIEF;
 use super::{to_duration, GrpcHost, Inner};
 use crate::convert::from_time;
 use crate::error::{Error, Result};
-use crate::v1::{self, ErrorReason, QueueKind};
+use crate::v1::{self, ErrorReason};
 
 #[async_trait]
 impl QueueProvider for GrpcHost {
@@ -25,14 +26,25 @@ impl QueueProvider for GrpcHost {
     /// to come back: that is told with the next `dequeue_work`.
     async fn queue_work(&self, id: &str, queue: QueueType) -> wfe_core::Result<()> {
         let requeue = self.0.handling().requeue(this_task(), queue, id);
+        let place = &self.0.place;
         let mut item = self.0.item(queue, id);
-        match requeue {
+        let index = match requeue {
             Requeue::Nothing => return Ok(()),
-            Requeue::Enqueue => {}
-            Requeue::EnqueueBehind(resource) => item.blocked_by = vec![resource],
-        }
+            Requeue::Enqueue => place.of_item(queue, id).await?,
+            Requeue::EnqueueBehind { resource, receipt } => {
+                let (index, _) = place.untag(&receipt);
+                if place.of_lock(&resource) != index {
+                    // A lock in another member withholds nothing here.
+                    self.0.handling().put_off(this_task(), queue);
+                    return Ok(());
+                }
+                item.blocked_by = vec![resource];
+                index
+            }
+        };
         let items = vec![item];
-        self.0.provider.call(&v1::EnqueueRequest { items }).await?;
+        let member = &place.members()[index];
+        member.call(&v1::EnqueueRequest { items }).await?;
         Ok(())
     }
 
@@ -134,13 +146,21 @@ impl Ahead {
 
 /// An item that was taken; given back if nobody accepts it.
 pub(super) struct Taken {
-    item: Option<v1::DequeuedItem>,
+    pub(super) item: Option<v1::DequeuedItem>,
     /// When it was asked for, before which its lease cannot have begun.
     asked: Instant,
     inner: Weak<Inner>,
 }
 
 impl Taken {
+    /// Its lease was renewed, when that was asked for.
+    pub(super) fn renewed(&mut self, asked: Instant, expiry: Option<prost_types::Timestamp>) {
+        self.asked = asked;
+        if let Some(item) = &mut self.item {
+            item.lease_expiry = expiry.or(item.lease_expiry);
+        }
+    }
+
     fn accept(mut self, queue: QueueType, task: Task) -> String {
         let mut item = self.item.take().unwrap_or_default();
         let inner = self.inner.upgrade();
@@ -148,7 +168,7 @@ impl Taken {
         let brought = brought.and_then(|(workflow, inner)| {
             let revision = workflow.revision;
             // One that cannot be read is left to the host's load, which says why.
-            let workflow = inner.provider.loaded(workflow).ok()?;
+            let workflow = inner.place.any().loaded(workflow).ok()?;
             Some((workflow, revision))
         });
         let (brought, revision) = brought.unzip();
@@ -174,15 +194,14 @@ impl Drop for Taken {
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
+                let (index, receipt) = inner.place.untag(&item.receipt);
                 let return_items = vec![v1::ReturnedItem {
-                    receipt: item.receipt,
+                    receipt,
                     delay: None,
                 }];
+                let member = &inner.place.members()[index];
                 // If it fails, the lease expires.
-                let _ = inner
-                    .provider
-                    .call(&v1::ReturnItemsRequest { return_items })
-                    .await;
+                let _ = member.call(&v1::ReturnItemsRequest { return_items }).await;
             });
         }
     }
@@ -199,153 +218,105 @@ impl Inner {
         handling.ahead.0.entry(task).or_default().0 = Some(answer);
         let inner = Arc::clone(self);
         tokio::spawn(async move {
-            let request = inner.request(QueueType::Workflow);
-            let asked = Instant::now();
-            let taken = inner.provider.call(&request).await;
-            let _ = send.send(taken.map(|answer| inner.taken(answer, asked)));
+            let queue = QueueType::Workflow;
+            let taken = match inner.place.is_set() {
+                true => inner.take_of_any(queue).await,
+                false => inner.ask(0, queue, None, true).await,
+            };
+            let _ = send.send(taken);
         });
     }
 
-    /// The task is done with the item before.
-    fn finish(self: &Arc<Self>, queue: QueueType, task: Task) -> Option<Held> {
-        let mut handling = self.handling();
-        if queue == QueueType::Workflow {
-            self.release_soon(handling.let_children_go(task));
-        }
-        handling.finish(queue, task)
-    }
-
-    fn taken(self: &Arc<Self>, answer: v1::DequeueResponse, asked: Instant) -> Option<Taken> {
-        let item = answer.items.into_iter().next()?;
-        Some(Taken {
-            item: Some(item),
-            asked,
-            inner: Arc::downgrade(self),
-        })
-    }
-
-    fn request(&self, queue: QueueType) -> v1::DequeueRequest {
-        v1::DequeueRequest {
-            queues: vec![self.queue_name(queue)],
-            max_items: 1,
-            lease_duration: self.lease(),
-            worker_id: self.provider.claims.worker_id.clone(),
-            include_workflow: queue == QueueType::Workflow,
-            view: v1::WorkflowView::Full.into(),
-            // Within the call's deadline, with time left for an answer.
-            wait: to_duration(
-                self.settings
-                    .dequeue_wait
-                    .min(self.provider.caller.timeout / 2),
-            ),
-            ..Default::default()
-        }
-    }
-
     async fn dequeue(self: &Arc<Self>, queue: QueueType, task: Task) -> Result<Option<Taken>> {
-        self.configured.get_or_try_init(|| self.configure()).await?;
-        let mut request = self.request(queue);
         let before = self.finish(queue, task);
-        if let Some(before) = &before {
+        if self.place.is_set() {
+            // In a call of its own: the next item is from the member whose turn it is.
+            self.settle_soon(before.into_iter().collect());
+            return self.take_of_any(queue).await;
+        }
+        let outcome = self.ask(0, queue, before.as_ref(), true).await;
+        if let (Err(_), Some(before)) = (&outcome, before) {
+            self.handling().take(queue, task, before);
+        }
+        outcome
+    }
+
+    /// Takes an item from the first member of a set that has one, beginning with another one each
+    /// time. If there is none, it waits in all.
+    async fn take_of_any(self: &Arc<Self>, queue: QueueType) -> Result<Option<Taken>> {
+        let mut failures = Vec::new();
+        for index in self.place.turns() {
+            match self.ask(index, queue, None, false).await {
+                Ok(None) => {}
+                Ok(taken) => return Ok(taken),
+                Err(error) => failures.push(error),
+            }
+        }
+        if failures.len() == self.place.members().len() {
+            return Err(failures.swap_remove(0));
+        }
+        self.wait_in_all(queue).await
+    }
+
+    /// Asks a member for an item, and settles the one before.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        index: usize,
+        queue: QueueType,
+        before: Option<&Held>,
+        waits: bool,
+    ) -> Result<Option<Taken>> {
+        let member = self.place.once(index);
+        self.configured[index]
+            .get_or_try_init(|| self.configure(member))
+            .await?;
+        let mut request = self.request(queue, waits);
+        if let Some(before) = before {
             before.settle(&mut request.acknowledge, &mut request.return_items);
         }
         let mut asked = Instant::now();
-        let mut answer = self.provider.call(&request).await;
+        let mut answer = member.call(&request).await;
         if lost(&answer) {
-            // Somebody else has it, or an attempt whose answer was lost has settled it.
             request.acknowledge.clear();
             request.return_items.clear();
             asked = Instant::now();
-            answer = self.provider.call(&request).await;
-        } else if let (Err(_), Some(before)) = (&answer, before) {
-            self.handling().take(queue, task, before);
+            answer = member.call(&request).await;
         }
-        Ok(self.taken(answer?, asked))
-    }
-
-    fn settle_soon(self: &Arc<Self>, items: Vec<Held>) {
-        if items.iter().any(Held::is_open) {
-            let inner = Arc::clone(self);
-            tokio::spawn(async move { inner.settle(items).await });
-        }
-    }
-
-    /// Settles items whose tasks take no more.
-    pub(super) async fn settle(&self, items: Vec<Held>) {
-        let mut acknowledge = Vec::new();
-        let mut return_items = Vec::new();
-        for held in items {
-            held.settle(&mut acknowledge, &mut return_items);
-        }
-        // What fails comes back when its lease expires.
-        for one in acknowledge {
-            let acknowledge = vec![one];
-            let _ = self
-                .provider
-                .call(&v1::AcknowledgeRequest { acknowledge })
-                .await;
-        }
-        for one in return_items {
-            let return_items = vec![one];
-            let _ = self
-                .provider
-                .call(&v1::ReturnItemsRequest { return_items })
-                .await;
-        }
-    }
-
-    pub(super) async fn stop(self: &Arc<Self>) {
-        {
-            let mut handling = self.handling();
-            handling.is_stopped = true;
-            // What was taken ahead is given back.
-            handling.ahead = Ahead::default();
-        }
-        self.settle_if_stopped();
-        self.flush().await;
-    }
-
-    /// After `stop`, nobody takes the next item, which would settle the one before.
-    pub(super) fn settle_if_stopped(self: &Arc<Self>) {
-        let (left, tokens) = {
-            let mut handling = self.handling();
-            if !handling.is_stopped {
-                return;
-            }
-            handling.left_over(self.settings.lease)
+        let Some(mut item) = answer?.items.into_iter().next() else {
+            return Ok(None);
         };
-        for token in tokens {
-            self.release_soon(Some(token));
+        item.receipt = self.place.tag(item.receipt, index);
+        if self.place.is_set() && queue == QueueType::Workflow {
+            let id = item.item.as_ref().map_or("", |item| &item.id);
+            if self.place.of_workflow(id) != index {
+                self.put_right(item).await?;
+                return Ok(None);
+            }
         }
-        self.settle_soon(left);
+        Ok(Some(Taken {
+            item: Some(item),
+            asked,
+            inner: Arc::downgrade(self),
+        }))
     }
 
-    /// Says what the items of the queues stand for, unless that is known: an acknowledgement can
-    /// only be confirmed then. How often an item is tried is left as it is.
-    async fn configure(&self) -> Result<()> {
-        let kinds = [
-            (QueueType::Workflow, QueueKind::Workflow),
-            (QueueType::Event, QueueKind::Event),
-        ];
-        let request = v1::GetQueueStatsRequest {
-            queues: kinds.map(|(queue, _)| self.queue_name(queue)).into(),
+    fn request(&self, queue: QueueType, waits: bool) -> v1::DequeueRequest {
+        let any = self.place.any();
+        v1::DequeueRequest {
+            queues: vec![self.queue_name(queue)],
+            max_items: 1,
+            lease_duration: match waits && self.place.is_set() {
+                true => to_duration(self.settings.lease.min(BRIEF)),
+                false => self.lease(),
+            },
+            worker_id: any.claims.worker_id.clone(),
+            include_workflow: queue == QueueType::Workflow,
+            view: v1::WorkflowView::Full.into(),
+            // Within the call's deadline, with time left for an answer.
+            wait: to_duration(self.settings.dequeue_wait.min(any.caller.timeout / 2))
+                .filter(|_| waits),
             ..Default::default()
-        };
-        let known = self.provider.call(&request).await?.queues;
-        for (queue, kind) in kinds {
-            let name = self.queue_name(queue);
-            let stats = known.iter().find(|stats| stats.queue == name);
-            if stats.is_some_and(|stats| stats.kind() == kind) {
-                continue;
-            }
-            let request = v1::ConfigureQueueRequest {
-                queue: name,
-                kind: kind.into(),
-                max_attempts: stats.map_or(0, |stats| stats.max_attempts),
-            };
-            self.provider.call(&request).await?;
         }
-        Ok(())
     }
 }
 

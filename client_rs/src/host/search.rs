@@ -1,6 +1,8 @@
 //! Search, over the stored workflows themselves: there is no index beside them that could be out
 //! of date.
 
+use std::cmp::Reverse;
+
 use async_trait::async_trait;
 use wfe_core::models::{WorkflowInstance, WorkflowStatus};
 use wfe_core::traits::search::{Page, SearchFilter, SearchIndex, WorkflowSearchResult};
@@ -8,7 +10,7 @@ use wfe_core::traits::search::{Page, SearchFilter, SearchIndex, WorkflowSearchRe
 use super::GrpcHost;
 use crate::convert::{from_workflow, to_time, to_workflow_status};
 use crate::error::{Error, Result};
-use crate::provider::PAGE_SIZE;
+use crate::provider::{GrpcPersistenceProvider, PAGE_SIZE};
 use crate::v1;
 
 #[async_trait]
@@ -65,44 +67,78 @@ impl GrpcHost {
     async fn find(
         &self,
         filter: v1::WorkflowFilter,
-        mut skip: u64,
+        skip: u64,
         take: u64,
     ) -> Result<Page<WorkflowSearchResult>> {
-        let provider = &self.0.provider;
-        let request = v1::CountWorkflowsRequest {
-            filter: Some(filter.clone()),
+        // What is skipped of several lists is known only when they have been merged.
+        let members = self.0.place.members();
+        let (skip_there, skip) = if members.len() == 1 {
+            (skip, 0)
+        } else {
+            (0, skip)
         };
-        let counts = provider.call(&request).await?.counts;
-        let total = counts.iter().map(|c| c.count).sum::<i64>();
-        let mut request = v1::ListWorkflowsRequest {
-            filter: Some(filter),
-            order: v1::ListOrder::NewestFirst.into(),
-            view: v1::WorkflowView::Header.into(),
-            page_size: i32::try_from(skip.saturating_add(take))
-                .unwrap_or(PAGE_SIZE)
-                .clamp(1, PAGE_SIZE),
-            page_token: String::new(),
-        };
-        let mut data = Vec::new();
-        while (data.len() as u64) < take {
-            let response = provider.call(&request).await?;
-            for message in response.instances {
-                if skip > 0 {
-                    skip -= 1;
-                } else if (data.len() as u64) < take {
-                    data.push(to_result(from_workflow(message)?));
-                }
+        let most = skip.saturating_add(take);
+        let mut total = 0;
+        let mut found = Vec::new();
+        for member in members {
+            let request = v1::CountWorkflowsRequest {
+                filter: Some(filter.clone()),
+            };
+            let counts = member.call(&request).await?.counts;
+            total += counts.iter().map(|c| c.count).sum::<i64>();
+            if take > 0 {
+                found.extend(list(member, &filter, skip_there, most).await?);
             }
-            if response.next_page_token.is_empty() {
-                break;
-            }
-            request.page_token = response.next_page_token;
         }
+        // In the order of the server's lists, which a single one has already.
+        found.sort_by_key(|one: &v1::WorkflowInstance| {
+            let time = one.create_time.unwrap_or_default();
+            Reverse((time.seconds, time.nanos, one.id.clone()))
+        });
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let take = usize::try_from(take).unwrap_or(usize::MAX);
+        let page = found.into_iter().skip(skip).take(take);
         Ok(Page {
-            data,
+            data: page
+                .map(|message| Ok(to_result(from_workflow(message)?)))
+                .collect::<Result<_>>()?,
             total: u64::try_from(total).unwrap_or_default(),
         })
     }
+}
+
+/// Workflows of a namespace that match, the ones created last first.
+async fn list(
+    member: &GrpcPersistenceProvider,
+    filter: &v1::WorkflowFilter,
+    mut skip: u64,
+    most: u64,
+) -> Result<Vec<v1::WorkflowInstance>> {
+    let mut request = v1::ListWorkflowsRequest {
+        filter: Some(filter.clone()),
+        order: v1::ListOrder::NewestFirst.into(),
+        view: v1::WorkflowView::Header.into(),
+        page_size: i32::try_from(skip.saturating_add(most))
+            .unwrap_or(PAGE_SIZE)
+            .clamp(1, PAGE_SIZE),
+        page_token: String::new(),
+    };
+    let mut found = Vec::new();
+    while (found.len() as u64) < most {
+        let response = member.call(&request).await?;
+        for message in response.instances {
+            if skip > 0 {
+                skip -= 1;
+            } else if (found.len() as u64) < most {
+                found.push(message);
+            }
+        }
+        if response.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = response.next_page_token;
+    }
+    Ok(found)
 }
 
 fn to_result(workflow: WorkflowInstance) -> WorkflowSearchResult {

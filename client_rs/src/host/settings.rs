@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::place::Place;
 use super::GrpcHost;
 use crate::connect::Builder;
 use crate::error::{Error, Result};
@@ -66,7 +67,31 @@ impl Builder {
             )));
         }
         let provider = provider.with_capabilities(can);
-        Ok(GrpcHost::from_parts(provider, settings))
+        let place = Place::Namespace(Box::new(provider));
+        Ok(GrpcHost::from_parts(place, settings))
+    }
+
+    /// Connects a host that works over a namespace set: its workflows, with their items, locks and
+    /// lifecycle events, are in the members that the hash of their ids gives. As
+    /// [`connect_set`](Self::connect_set) does, it asks the server for the members.
+    ///
+    /// A step is one transaction in one member, as in a single namespace. What differs:
+    ///
+    /// - A host that waits for work has a call in each member.
+    /// - The event that says that a workflow is complete is stored even if nobody waits for it,
+    ///   since those who do may be in other members.
+    /// - Workflows that a step starts in other members are let go when its result has been stored,
+    ///   rather than with it: at once, or when the lease is over, if the host dies in between.
+    /// - A member whose database is away is passed over: the host works for the others.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect_set`](Self::connect_set) and [`connect_host`](Self::connect_host).
+    pub async fn connect_host_set(self, name: &str) -> Result<GrpcHost> {
+        let settings = self.host.clone();
+        let set = self.connect_set(name).await?;
+        // A server that knows sets has queues and locks.
+        Ok(GrpcHost::from_parts(Place::over(set), settings))
     }
 
     /// Checks the settings, but connects only with the first call.
@@ -80,6 +105,7 @@ impl Builder {
     /// It is called outside a Tokio runtime.
     pub fn connect_host_lazy(self) -> Result<GrpcHost> {
         let settings = self.host.clone();
-        Ok(GrpcHost::from_parts(self.connect_lazy()?, settings))
+        let place = Place::Namespace(Box::new(self.connect_lazy()?));
+        Ok(GrpcHost::from_parts(place, settings))
     }
 }

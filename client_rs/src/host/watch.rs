@@ -45,16 +45,18 @@ pub(super) struct Watcher {
 
 struct Stream {
     sender: broadcast::Sender<LifecycleEvent>,
-    /// Whether the first response has come.
-    ready: watch::Receiver<bool>,
-    heard: Instant,
+    /// Of each member, whether the first response has come.
+    ready: watch::Receiver<Vec<bool>>,
+    /// When each member was heard of.
+    heard: Vec<Instant>,
     last_event: Duration,
     gaps: u64,
 }
 
 impl GrpcHost {
     /// Receives all lifecycle events of the namespace from now on, also those of other hosts, in
-    /// the order in which they were committed, at least once. They come over one stream in the
+    /// the order in which they were committed (over a namespace set, in each member), at least once.
+    /// They come over one stream in the
     /// background, which all receivers share, and which is resumed where it was when the
     /// connection breaks; [`lag`](Self::lag) tells how far it is behind. A receiver that does not
     /// keep up is told by `RecvError::Lagged` how many events it has missed.
@@ -73,15 +75,25 @@ impl GrpcHost {
             return Ok(stream.sender.subscribe());
         }
         let (sender, receiver) = broadcast::channel(CAPACITY);
-        let (is_ready, ready) = watch::channel(false);
+        let members = self.0.place.members().len();
+        let (is_ready, ready) = watch::channel(vec![false; members]);
+        let is_ready = Arc::new(is_ready);
         *state = Some(Stream {
             sender: sender.clone(),
             ready,
-            heard: Instant::now(),
+            heard: vec![Instant::now(); members],
             last_event: Duration::ZERO,
             gaps: 0,
         });
-        runtime.spawn(feed(Arc::downgrade(&self.0), sender, is_ready));
+        for index in 0..members {
+            let feed = Feed {
+                host: Arc::downgrade(&self.0),
+                index,
+                sender: sender.clone(),
+                is_ready: Arc::clone(&is_ready),
+            };
+            runtime.spawn(feed.follow());
+        }
         Ok(receiver)
     }
 
@@ -90,7 +102,7 @@ impl GrpcHost {
         let state = self.0.watcher.state();
         let stream = state.as_ref().filter(|stream| stream.is_running())?;
         Some(Lag {
-            silent: stream.heard.elapsed(),
+            silent: stream.heard.iter().map(Instant::elapsed).max()?,
             last_event: stream.last_event,
             gaps: stream.gaps,
         })
@@ -108,7 +120,7 @@ impl Watcher {
     pub(super) async fn is_ready(&self) {
         let ready = self.state().as_ref().map(|stream| stream.ready.clone());
         if let Some(mut ready) = ready {
-            let opened = ready.wait_for(|ready| *ready);
+            let opened = ready.wait_for(|ready| all(ready));
             let _ = tokio::time::timeout(PATIENCE, opened).await;
         }
     }
@@ -118,7 +130,7 @@ impl Watcher {
         let state = self.state();
         state
             .as_ref()
-            .is_some_and(|stream| stream.is_running() && !*stream.ready.borrow())
+            .is_some_and(|stream| stream.is_running() && !all(&stream.ready.borrow()))
     }
 
     fn update(&self, change: impl FnOnce(&mut Stream)) {
@@ -132,59 +144,79 @@ impl Watcher {
     }
 }
 
-/// Feeds the receivers until there are none, or the host is dropped.
-async fn feed(
+fn all(ready: &[bool]) -> bool {
+    ready.iter().all(|ready| *ready)
+}
+
+/// The stream of a member.
+struct Feed {
     host: Weak<Inner>,
+    index: usize,
     sender: broadcast::Sender<LifecycleEvent>,
-    is_ready: watch::Sender<bool>,
-) {
-    let mut cursor = String::new();
-    while sender.receiver_count() > 0 {
-        let Some(inner) = host.upgrade() else {
-            return;
-        };
-        let request = v1::WatchRequest {
-            after: cursor.clone(),
-            heartbeat: to_duration(HEARTBEAT),
-            ..Default::default()
-        };
-        let stream = match inner.provider.caller.endless(request) {
-            Ok(request) => inner.provider.pool.watch(request).await,
-            Err(error) => Err(Status::unauthenticated(error.to_string())),
-        };
-        drop(inner);
-        let ended = match stream {
-            Ok(mut stream) => loop {
-                // A connection that is dead is noticed by its silence.
-                let next = tokio::time::timeout(3 * HEARTBEAT, stream.message()).await;
-                match next {
-                    Ok(Ok(Some(response))) if sender.receiver_count() > 0 => {
-                        let Some(inner) = host.upgrade() else {
-                            return;
-                        };
-                        cursor.clone_from(&response.cursor);
-                        receive(&inner.watcher, response, &sender);
-                        is_ready.send_replace(true);
+    is_ready: Arc<watch::Sender<Vec<bool>>>,
+}
+
+impl Feed {
+    /// Feeds the receivers until there are none, or the host is dropped.
+    async fn follow(self) {
+        let Self {
+            host,
+            index,
+            sender,
+            is_ready,
+        } = self;
+        let mut cursor = String::new();
+        while sender.receiver_count() > 0 {
+            let Some(inner) = host.upgrade() else {
+                return;
+            };
+            let request = v1::WatchRequest {
+                after: cursor.clone(),
+                heartbeat: to_duration(HEARTBEAT),
+                ..Default::default()
+            };
+            let member = &inner.place.members()[index];
+            let stream = match member.caller.endless(request) {
+                Ok(request) => member.pool.watch(request).await,
+                Err(error) => Err(Status::unauthenticated(error.to_string())),
+            };
+            drop(inner);
+            let ended = match stream {
+                Ok(mut stream) => loop {
+                    // A connection that is dead is noticed by its silence.
+                    let next = tokio::time::timeout(3 * HEARTBEAT, stream.message()).await;
+                    match next {
+                        Ok(Ok(Some(response))) if sender.receiver_count() > 0 => {
+                            let Some(inner) = host.upgrade() else {
+                                return;
+                            };
+                            cursor.clone_from(&response.cursor);
+                            receive(&inner.watcher, index, response, &sender);
+                            is_ready.send_if_modified(|ready| {
+                                !std::mem::replace(&mut ready[index], true)
+                            });
+                        }
+                        Ok(Err(status)) => break Some(status),
+                        Ok(Ok(_)) | Err(_) => break None,
                     }
-                    Ok(Err(status)) => break Some(status),
-                    Ok(Ok(_)) | Err(_) => break None,
+                },
+                Err(status) => Some(status),
+            };
+            let reason = ended.and_then(|status| Error::from_status(&status).reason());
+            if reason == Some(ErrorReason::CursorExpired) {
+                cursor.clear();
+                if let Some(inner) = host.upgrade() {
+                    inner.watcher.update(|stream| stream.gaps += 1);
                 }
-            },
-            Err(status) => Some(status),
-        };
-        let reason = ended.and_then(|status| Error::from_status(&status).reason());
-        if reason == Some(ErrorReason::CursorExpired) {
-            cursor.clear();
-            if let Some(inner) = host.upgrade() {
-                inner.watcher.update(|stream| stream.gaps += 1);
             }
+            tokio::time::sleep(AGAIN).await;
         }
-        tokio::time::sleep(AGAIN).await;
     }
 }
 
 fn receive(
     watcher: &Watcher,
+    index: usize,
     response: v1::WatchResponse,
     sender: &broadcast::Sender<LifecycleEvent>,
 ) {
@@ -197,7 +229,7 @@ fn receive(
         }
     }
     watcher.update(|stream| {
-        stream.heard = Instant::now();
+        stream.heard[index] = Instant::now();
         if let Some(age) = last_event {
             stream.last_event = age.to_std().unwrap_or_default();
         }

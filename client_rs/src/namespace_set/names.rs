@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::GrpcNamespaceSet;
 use crate::error::{Error, Result};
+use crate::positions::Reads;
 use crate::v1;
 use crate::v1::ErrorReason;
 
@@ -92,7 +93,9 @@ impl GrpcNamespaceSet {
         if holder.claim_id.is_empty() {
             return Ok(false);
         }
+        // A replica might have neither yet.
         let member = self.member_of(&holder.workflow_id);
+        let member = member.with_reads(Reads::Primary);
         // In this order: with the lock gone, what is not written will not be.
         let request = v1::ListLocksRequest {
             resource_prefix: name_lock(&holder.workflow_id, name),

@@ -6,7 +6,6 @@ use std::pin::Pin;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 use wfe_core::models::{
     Event, EventSubscription, ExecutionError, ScheduledCommand, WorkflowInstance,
 };
@@ -16,81 +15,18 @@ use wfe_core::traits::{
 };
 use wfe_core::WfeError;
 
-use super::names::Taking;
-use super::routing::{member_of, tag};
+use super::routing::member_of;
+use super::writes::tagged;
 use super::{keyed, merged, merged_ids, GrpcNamespaceSet};
 use crate::convert::{from_subscription, to_time};
 use crate::error::Result;
-use crate::provider::{
-    all_pages, id_or_new, new_effects, to_new_subscriptions, GrpcPersistenceProvider, PAGE_SIZE,
-};
+use crate::provider::{all_pages, id_or_new, GrpcPersistenceProvider, PAGE_SIZE};
 use crate::v1;
-
-impl GrpcNamespaceSet {
-    /// The workflow to write: without its name, which then stays, if it is known to have that. So it
-    /// need not be taken, nor is one written that has been taken from it meanwhile.
-    fn without_known_name(&self, instance: &WorkflowInstance) -> WorkflowInstance {
-        let mut given = instance.clone();
-        if self.known_name(&given.id).as_ref() == Some(&given.name) {
-            given.name.clear();
-        }
-        given
-    }
-
-    async fn save(
-        &self,
-        instance: &WorkflowInstance,
-        subscriptions: &[EventSubscription],
-    ) -> Result<()> {
-        let index = member_of(&instance.id, self.members.len());
-        let given = self.without_known_name(instance);
-        let mut effects = new_effects();
-        effects.create_subscriptions = to_new_subscriptions(&tagged(subscriptions, index))?;
-        let taking = self.take_name(&given.id, &given.name).await?;
-        effects.held_lock_tokens.extend(tokens(taking.as_ref()));
-        let outcome = self.members[index].save(&given, effects).await;
-        self.after(taking, &outcome, &given.id, &given.name).await;
-        outcome?;
-        Ok(())
-    }
-
-    /// What follows a write for which a name was taken.
-    async fn after<T>(&self, taking: Option<Taking>, outcome: &Result<T>, id: &str, name: &str) {
-        if let Some(taking) = taking {
-            self.released(taking).await;
-            if outcome.is_ok() {
-                self.remember_name(id, name);
-            }
-        }
-    }
-}
-
-fn tokens(taking: Option<&Taking>) -> Option<String> {
-    taking.map(|taking| taking.token.clone())
-}
-
-/// Subscriptions with ids that tell where they are, where they have none.
-fn tagged(subscriptions: &[EventSubscription], index: usize) -> Vec<EventSubscription> {
-    let mut given = subscriptions.to_vec();
-    for subscription in &mut given {
-        if subscription.id.is_empty() {
-            subscription.id = tag(&Uuid::new_v4().to_string(), index);
-        }
-    }
-    given
-}
 
 #[async_trait]
 impl WorkflowRepository for GrpcNamespaceSet {
     async fn create_new_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<String> {
-        let mut given = instance.clone();
-        given.id = id_or_new(&given.id);
-        let taking = self.take_name(&given.id, &given.name).await?;
-        let locks = tokens(taking.as_ref()).into_iter().collect();
-        let member = self.member_of(&given.id);
-        let outcome = member.create_under(&given, Vec::new(), locks).await;
-        self.after(taking, &outcome, &given.id, &given.name).await;
-        Ok(outcome?)
+        Ok(self.create(instance, Vec::new()).await?)
     }
 
     async fn persist_workflow(&self, instance: &WorkflowInstance) -> wfe_core::Result<()> {
@@ -113,9 +49,7 @@ impl WorkflowRepository for GrpcNamespaceSet {
     }
 
     async fn get_workflow_instance(&self, id: &str) -> wfe_core::Result<WorkflowInstance> {
-        let instance = self.member_of(id).get_workflow_instance(id).await?;
-        self.remember_name(&instance.id, &instance.name);
-        Ok(instance)
+        Ok(self.load(id).await?.0)
     }
 
     async fn get_workflow_instance_by_name(

@@ -24,6 +24,15 @@ fn jump(mut key: u64, buckets: usize) -> usize {
     bucket
 }
 
+/// What the engine's host puts in front of a workflow's id for a lock of its own.
+const EXECUTION: &str = "workflow-execution.";
+
+/// The member of a lock: of one on a workflow, that of the workflow.
+pub(crate) fn lock_home(resource: &str, members: usize) -> usize {
+    let key = resource.strip_prefix(EXECUTION).unwrap_or(resource);
+    member_of(key, members)
+}
+
 /// An id that the client makes up, with the member that it belongs to.
 pub(crate) fn tag(id: &str, index: usize) -> String {
     format!("{id}@{index}")
@@ -63,6 +72,13 @@ mod tests {
             }
         }
         assert!(checked >= 200, "{checked}");
+        for vector in vectors["locks"].as_array().unwrap() {
+            let resource = vector["resource"].as_str().unwrap();
+            for (members, index) in vector["members"].as_object().unwrap() {
+                let found = lock_home(resource, members.parse().unwrap());
+                assert_eq!(Some(found as u64), index.as_u64(), "{resource:?}");
+            }
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod newer;
 mod persistence;
 mod replicas;
 mod saving;
+mod set_hosts;
 mod sets;
 mod stub;
 mod suites;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use wfe_core::models::{QueueType, WorkflowInstance};
 
-use super::{lock_keys, End, Handling, Held, Task};
+use super::{children_locks, lock_keys, End, Handling, Held, Task};
 use crate::host::HostSettings;
 use crate::v1;
 
@@ -128,13 +128,19 @@ impl Handling {
 
     /// A workflow is created. If it is a step of this task that starts it, returns the resource of
     /// the lock that withholds it, and whether the lock is yet to be acquired.
-    pub(in crate::host) fn start_child(&mut self, task: Task, id: &str) -> Option<(String, bool)> {
+    /// `placed`: the resource where the child is.
+    pub(in crate::host) fn start_child(
+        &mut self,
+        task: Task,
+        id: &str,
+        placed: impl Fn(String) -> String,
+    ) -> Option<(String, bool)> {
         let held = self.in_step(task)?;
         if held.children.len() >= MOST_CHILDREN {
             return None;
         }
         held.children.push(id.into());
-        let key = held.children_key();
+        let key = placed(held.children_key());
         let is_free = !self.locks.contains_key(&key);
         Some((key, is_free))
     }
@@ -158,11 +164,11 @@ impl Handling {
         }
     }
 
-    /// The token of the lock that withholds what the task has started, if the task holds it: to be
-    /// released.
-    pub(in crate::host) fn let_children_go(&mut self, task: Task) -> Option<String> {
-        let held = self.held.get(&(QueueType::Workflow, task))?;
-        let lock = self.locks.remove(&held.children_key())?;
-        Some(lock.token)
+    /// The tokens of the locks that withhold what the task has started, as far as it holds them: to
+    /// be released.
+    pub(in crate::host) fn let_children_go(&mut self, task: Task) -> Vec<String> {
+        let Self { held, locks, .. } = self;
+        let held = held.get(&(QueueType::Workflow, task));
+        held.map_or_else(Vec::new, |held| children_locks(locks, held, Some(task)))
     }
 }

@@ -303,7 +303,7 @@ fn an_event_for_a_locked_workflow_comes_when_the_lock_is_released() {
     assert!(matches!(handling.acquire(None, "w"), Acquire::AskServer));
     handling.acquired(None, "w", None);
     match handling.requeue(None, QueueType::Event, "e") {
-        Requeue::EnqueueBehind(resource) => assert_eq!(resource, "w"),
+        Requeue::EnqueueBehind { resource, .. } => assert_eq!(resource, "w"),
         _ => panic!("it is enqueued behind the lock"),
     }
 }
@@ -343,18 +343,18 @@ fn after_stop_an_item_is_settled_when_its_locks_are_released() {
 #[test]
 fn what_a_step_starts_is_withheld_until_its_result_is_stored() {
     let mut handling = taken(PointerStatus::Pending);
-    assert!(handling.start_child(None, "c").is_none());
+    assert!(handling.start_child(None, "c", |key| key).is_none());
     assert!(is_granted(handling.acquire(None, "w")));
-    let (key, is_free) = handling.start_child(None, "c").unwrap();
+    let (key, is_free) = handling.start_child(None, "c", |key| key).unwrap();
     assert!(is_free);
     handling.acquired(None, &key, Some("token".into()));
-    assert!(!handling.start_child(None, "d").unwrap().1);
+    assert!(!handling.start_child(None, "d", |key| key).unwrap().1);
     assert_eq!(handling.leases(Duration::MAX).tokens, ["token"]);
     let result = handling.persist(None, "w");
     assert_eq!(result.children, ["c", "d"]);
     persisted(&mut handling, &result, Outcome::Stored(8));
-    assert_eq!(handling.let_children_go(None), Some("token".into()));
-    assert_eq!(handling.let_children_go(None), None);
+    assert_eq!(handling.let_children_go(None), ["token"]);
+    assert!(handling.let_children_go(None).is_empty());
 }
 
 #[test]
