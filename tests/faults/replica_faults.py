@@ -65,16 +65,6 @@ def plant_lag_ignored() -> None:
     setattr(replicas.Replicas, "_is_fresh", lambda *_: True)  # noqa: B010
 
 
-def plant_moves_ignored() -> None:
-    """A replica need not have what the directory says."""
-    original = replicas.Replicas.choose
-
-    def choose(self: replicas.Replicas, text: str, since: float, *, long: bool = False) -> Any:
-        return original(self, text, float("-inf"), long=long)
-
-    setattr(replicas.Replicas, "choose", choose)  # noqa: B010
-
-
 def plant_rows_that_go() -> None:
     """Any replica will do for an export."""
     original = replicas.Replicas.choose
@@ -117,10 +107,6 @@ REPLICA_FAULTS: dict[str, tuple[Callable[[], None], str]] = {
     "a replica that lags is used": (
         plant_lag_ignored,
         "test_replicas.py::test_a_replica_that_lags_is_left_out",
-    ),
-    "a namespace is read from a replica that has only a part of it": (
-        plant_moves_ignored,
-        "test_replica_moves.py",
     ),
     "an export from a replica whose rows may go": (
         plant_rows_that_go,

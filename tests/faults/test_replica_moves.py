@@ -105,8 +105,7 @@ async def test_what_was_moved_is_read_whole_and_old_positions_hold_nobody_up(
                     end = b.execute("SELECT pg_current_wal_flush_lsn()")
                     replayed = f"SELECT pg_last_wal_replay_lsn() >= '{end}'"
                     await asyncio.to_thread(wait_for, lambda: standby.execute(replayed))
-                    copied = f"SELECT count(*) FROM wfc_{NAME}.events"
-                    assert standby.execute(copied) == 0
+                    assert standby.execute(f"SELECT to_regclass('wfc_{NAME}.events')")
                     with standby.paused():
                         open_.rollback()
                         phases = [response.phase async for response in call]
