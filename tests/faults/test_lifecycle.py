@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,9 +13,11 @@ import psycopg
 from google.protobuf.duration_pb2 import Duration
 
 from tests.faults.conftest import Start
-from tests.support import make
+from tests.support import binaries, make
 from tests.support.api import Api, connect
 from tests.support.expect import eventually, fails
+from tests.support.postgres import PostgresServer
+from tests.support.server import ServerProcess
 from wfe.persistence.v1.lifecycle_pb2 import (
     LifecycleEvent,
     WatchedEvent,
@@ -69,6 +72,69 @@ async def test_event_of_a_transaction_that_is_committed_late_is_not_left_out(
         # Another one that resumes, or begins anew, gets the same.
         async with api.watch(after=cursor) as responses:
             assert sorted(await take(responses, 2)) == ["late", "soon"]
+
+
+async def test_events_of_transactions_whose_ids_were_given_before_a_crash_are_not_left_out(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    """The ids of transactions that were rolled back, and of which nothing was flushed, are given
+    again after a crash: a position must not be behind them."""
+    new = [f"new {number}" for number in range(40)]
+    with (
+        PostgresServer(binaries.postgres(18), data_dir / "postgres") as postgres,
+        ServerProcess(tmp_path / "log", "--db-url", postgres.url) as server,
+    ):
+        async with connect(server.address) as channel:
+            api = Api(channel)
+            await api.publish(*about("old"))
+            cursor, last = await _lose_ids(api, postgres.url)
+            written = await _insert(postgres.url, new)
+            assert written[0] <= last < written[-1], "no id was given again"
+            async with api.watch(after=cursor) as responses:
+                assert await take(responses, len(new)) == new
+
+
+async def _lose_ids(api: Api, url: str) -> tuple[str, int]:
+    """Have PostgreSQL break down when ids have been given of which nothing is flushed; the cursor
+    of a watcher that has looked after that, and the last of these ids."""
+    connection = await psycopg.AsyncConnection.connect(url)
+    found = await connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'"
+    )
+    [(pid,)] = await found.fetchall()
+    wal_writer = psutil.Process(pid)
+    async with api.watch(heartbeat=HEARTBEAT) as responses:
+        await anext(responses)
+        wal_writer.suspend()
+        last = 0
+        for _ in range(20):
+            found = await connection.execute("SELECT pg_current_xact_id()::text::bigint")
+            [(last,)] = await found.fetchall()
+            await connection.rollback()
+        for _ in range(3):  # one of them is of a look after that
+            cursor = (await anext(responses)).cursor
+    wal_writer.kill()
+    await connection.close()
+    return cursor, last
+
+
+async def _insert(url: str, ids: list[str]) -> list[int]:
+    """Write events, each in its transaction, once PostgreSQL has recovered; the transactions."""
+
+    async def insert(id_: str) -> int:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            found = await connection.execute(f"{INSERT} RETURNING xid::text::bigint", [id_])
+            [(xid,)] = await found.fetchall()
+            return int(xid)
+
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                first = await insert(ids[0])
+                break
+            except psycopg.OperationalError:
+                await asyncio.sleep(0.1)
+    return [first, *[await insert(id_) for id_ in ids[1:]]]
 
 
 async def test_late_commits_under_load_are_all_seen_once_and_in_one_order(

@@ -5,6 +5,11 @@ transaction with a lower one may be committed later. It goes by transaction: the
 the oldest transaction that was still running when the snapshot was taken, is the horizon. Whatever
 was written below it is committed or rolled back for good, and what is committed later is above it.
 
+But a position is always that of a row, never the horizon itself: when PostgreSQL has crashed, the
+ids of transactions that were rolled back just before, whose WAL was not flushed, are given again,
+and what those write is below a horizon that was seen before. Rows that were seen are flushed, so
+their ids are not given again.
+
 A feed is a table with the columns xid, n and publish_time, and one with a single row: what cursors
 are valid for, and its floor, up to which rows have been deleted. `lifecycle.py` and
 `workflow_changes.py` have one each; `feeds.py` reads them for all who watch.
@@ -91,7 +96,9 @@ class Page(Generic[T]):
     """Before here nothing will come any more."""
     entries: list[Entry[T]]
     end: Position
-    """Everything up to here has been read; less than the horizon: there is more."""
+    """Everything up to here has been read: up to this row, or up to where it began."""
+    is_full: bool
+    """Whether there may be more below the horizon."""
     pending_ms: int | None
     """The age of the first row that is committed, but not below the horizon; None: there is
     none."""
@@ -134,27 +141,33 @@ def reading(table: str, feed: str, is_valid: str, selection: str) -> str:
     """The statement that reads a feed for `read_page`. $1, $2: a position; $3: how many rows.
 
     `is_valid`: whether the feed's row f is; `selection`: of a row e of the table. The first row of
-    the result also has what there is to know of the feed, and NULL instead of a row if there is
-    none. All of it is of one snapshot.
+    the result also has what there is to know of the feed (with 0 rows also which one is the last),
+    and NULL instead of a row if there is none. All of it is of one snapshot.
     """
     return f"""
 SELECT f.feed_id, {is_valid}, f.floor_xid, f.floor_n, h.xid,
     (SELECT (extract(epoch FROM now() - publish_time) * 1000)::bigint
         FROM wfc.{table} WHERE xid >= h.xid ORDER BY xid, n LIMIT 1),
-    e.xid, e.n, {selection}
+    l.xid, l.n, e.xid, e.n, {selection}
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot()) AS xid) h
 LEFT JOIN wfc.{feed} f ON TRUE
+LEFT JOIN LATERAL (
+    SELECT xid, n FROM wfc.{table}
+    WHERE xid < h.xid AND $3::bigint = 0
+    ORDER BY xid DESC, n DESC
+    LIMIT 1
+) l ON TRUE
 LEFT JOIN LATERAL (
     SELECT * FROM wfc.{table}
     WHERE (xid, n) > ($1::xid8, $2::bigint) AND xid < h.xid
     ORDER BY xid, n
-    LIMIT $3
+    LIMIT $3::bigint
 ) e ON TRUE
 ORDER BY e.xid, e.n
 """
 
 
-_ROW_AT: Final = 6
+_ROW_AT: Final = 8
 SELECTION_AT: Final = _ROW_AT + 2
 """Where the selection begins in the rows of `reading`."""
 
@@ -179,14 +192,20 @@ async def read_page(
     if get(0, _ROW_AT) is not None:
         for row in range(rows.ntuples):
             entries.append(decode(rows, row, _position(get, row, _ROW_AT)))
-    horizon = Position(read_int8(get(0, 4)), 0)
+    floor = _position(get, 0, 2)
+    if after is None:
+        # What is to come is behind the last row.
+        end = floor if get(0, 6) is None else max(floor, _position(get, 0, 6))
+    else:
+        end = entries[-1].position if entries else after
     pending = get(0, 5)
     return Page(
         feed_id,
-        _position(get, 0, 2),
-        horizon,
+        floor,
+        Position(read_int8(get(0, 4)), 0),
         entries,
-        entries[-1].position if entries and len(entries) == limit else horizon,
+        end,
+        bool(entries) and len(entries) == limit,
         None if pending is None else read_int8(pending),
     )
 

@@ -81,8 +81,8 @@ class Feed(Generic[T]):
         self._keep_seconds = keep_seconds
         self._kept: list[Entry[T]] = []
         self._kept_bytes = 0
-        self._start = self.horizon = Position(0, 0)
-        """All entries behind `_start`, up to the horizon, are kept."""
+        self._start = self._read_to = Position(0, 0)
+        """All entries behind `_start`, up to `_read_to`, are kept."""
         self._feed_id = b""
         self._error: Exception | None = None
         self._news = asyncio.Event()
@@ -101,9 +101,9 @@ class Feed(Generic[T]):
         while not self._feed_id:
             await self._changed()
         if after is None:
-            return self.horizon
+            return self._read_to
         position = after.position
-        if after.feed_id == self._feed_id and self._start <= position <= self.horizon:
+        if after.feed_id == self._feed_id and self._start <= position <= self._read_to:
             return position
         # Some may have been deleted, and another server may have seen more than this one.
         page = await self._source.read(self._store, None, 0)
@@ -123,10 +123,10 @@ class Feed(Generic[T]):
         if after < self._start:
             return await self._read_stored(after, from_replica)
         self._raise_error()
-        if after >= self.horizon:
+        if after >= self._read_to:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while after >= self.horizon:
+                    while after >= self._read_to:
                         await self._changed()
             if after < self._start:
                 return await self._read_stored(after, from_replica)
@@ -134,7 +134,7 @@ class Feed(Generic[T]):
         entries = self._kept[first : first + _PAGE]
         if first + len(entries) < len(self._kept):
             return entries, entries[-1].position
-        return entries, max(self.horizon, after)
+        return entries, max(self._read_to, after)
 
     async def _read_stored(
         self, after: Position, from_replica: bool
@@ -222,7 +222,7 @@ class Feed(Generic[T]):
                 page = None
             else:
                 looked = loop.time()
-            if page is not None and page.end < page.horizon:
+            if page is not None and page.is_full:
                 continue
             if page is not None and page.pending_ms is not None:
                 pause = _MIN_LOOK_SECONDS if page.entries else min(2 * pause, _LOOK_SECONDS[1])
@@ -237,13 +237,13 @@ class Feed(Generic[T]):
     async def _look(self) -> Page[T]:
         """Read what is new."""
         is_first = not self._feed_id
-        page = await self._source.read(self._store, None if is_first else self.horizon, _PAGE)
+        page = await self._source.read(self._store, None if is_first else self._read_to, _PAGE)
         if is_first:
             self._feed_id = page.feed_id
-            self._start = self.horizon = page.horizon
+            self._start = self._read_to = page.end
             self._announce()
             return page
-        if page.feed_id != self._feed_id or page.horizon < self.horizon:
+        if page.feed_id != self._feed_id or page.horizon < self._read_to:
             raise cursor_expired(page.feed_id, page.floor)
         if page.pending_ms is not None and page.pending_ms > _HELD_UP_MS:
             name = self._store.namespace
@@ -255,8 +255,8 @@ class Feed(Generic[T]):
                 "backend_xid in pg_stat_activity, and pg_prepared_xacts",
             )
         self._keep(page.entries)
-        if page.end > self.horizon:
-            self.horizon = page.end
+        if page.end > self._read_to:
+            self._read_to = page.end
             if page.entries:
                 self._announce()
         return page

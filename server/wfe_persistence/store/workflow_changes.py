@@ -267,10 +267,11 @@ def _merge(
     last: dict[str, Position] = {}
     before: dict[str, list[WorkflowInstance]] = {}
     end = read_to = page.end
+    is_full = page.is_full
     for row in page.entries:
         id_ = row.item.id
         if id_ in unread:
-            end = read_to
+            end, is_full = read_to, True
             break
         read_to = row.position
         last.pop(id_, None)
@@ -290,4 +291,4 @@ def _merge(
                 reduce(instance, max_bytes)
             size = instance.ByteSize() + sum(each.ByteSize() for each in known)
             entries.append(Entry(position, Change(instance, header is None, tuple(known)), size))
-    return Page(page.feed_id, page.floor, page.horizon, entries, end, page.pending_ms)
+    return Page(page.feed_id, page.floor, page.horizon, entries, end, is_full, page.pending_ms)
