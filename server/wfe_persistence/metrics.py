@@ -416,7 +416,8 @@ STORE_RUNNABLE: Final = _of_store(
 )
 STORE_OLDEST_RUNNABLE: Final = _of_store(
     "oldest_runnable_age_seconds",
-    "For how long the workflow that is due first has been due; 0: none is due.",
+    "For how long a workflow has been due that nobody has written since, of the first 1,000 that "
+    "are due the longest one; 0: none is due.",
 )
 STORE_EVENTS: Final = _of_store(
     "unprocessed_events", "Events that are not processed; at most 100,000 are counted."

@@ -31,6 +31,8 @@ INTERVAL_SECONDS: Final = 60.0
 _TIMEOUT_SECONDS: Final = 5.0
 
 # $1 the most rows of a kind. Each count reads no more of its index, or of its table, than that.
+# A next_execution of 0 means "at once" and says nothing of when: such a workflow has been due since
+# it was written. (Of very many that are due, those whose time came first are looked at.)
 STORE_COUNTS = f"""
 SELECT 'workflows', s.status, (SELECT count(*) FROM (
         SELECT FROM wfc.workflows w WHERE w.status = s.status LIMIT $1) w)
@@ -42,9 +44,13 @@ SELECT 'runnable', '', count(*) FROM (
 UNION ALL
 SELECT 'oldest_runnable_ms', '', greatest(coalesce(
     floor(extract(epoch FROM now()) * 1000)::bigint - (
-        SELECT next_execution FROM wfc.workflows
-        WHERE status = 'Runnable' AND next_execution IS NOT NULL
-        ORDER BY next_execution, id LIMIT 1), 0), 0)
+        SELECT min(greatest(w.next_execution,
+            floor(extract(epoch FROM coalesce(w.last_heartbeat_at, w.create_time)) * 1000)::bigint))
+        FROM (
+            SELECT next_execution, last_heartbeat_at, create_time FROM wfc.workflows
+            WHERE status = 'Runnable'
+                AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint
+            ORDER BY next_execution, id LIMIT 1000) w), 0), 0)
 UNION ALL
 SELECT 'events', '', count(*) FROM (
     SELECT FROM wfc.events WHERE NOT is_processed LIMIT $1) e

@@ -8,9 +8,13 @@ SELECT 'runnable', '', count(*) FROM (
 UNION ALL
 SELECT 'oldest_runnable_ms', '', greatest(coalesce(
     floor(extract(epoch FROM now()) * 1000)::bigint - (
-        SELECT next_execution FROM wfc.workflows
-        WHERE status = 'Runnable' AND next_execution IS NOT NULL
-        ORDER BY next_execution, id LIMIT 1), 0), 0)
+        SELECT min(greatest(w.next_execution,
+            floor(extract(epoch FROM coalesce(w.last_heartbeat_at, w.create_time)) * 1000)::bigint))
+        FROM (
+            SELECT next_execution, last_heartbeat_at, create_time FROM wfc.workflows
+            WHERE status = 'Runnable'
+                AND next_execution <= floor(extract(epoch FROM now()) * 1000)::bigint
+            ORDER BY next_execution, id LIMIT 1000) w), 0), 0)
 UNION ALL
 SELECT 'events', '', count(*) FROM (
     SELECT FROM wfc.events WHERE NOT is_processed LIMIT $1) e

@@ -32,7 +32,8 @@ export async function page(ctx) {
   async function now() {
     const found = await ctx.load((signal) => get("overview", {}, signal));
     const oldest = found.oldest_due;
-    const late = oldest ? Math.max(0, found.at - oldest.next) : 0;
+    // A next_execution of 0 means "at once": it has not been due for longer than it has existed.
+    const late = oldest ? Math.max(0, found.at - Math.max(oldest.next, oldest.created ?? 0)) : 0;
     const backlog = remember("backlog", found.backlog);
     const ages = remember("age", late / 1000);
     const errors = `${count(found.errors)}${found.errors_are_more ? "+" : ""}`;
