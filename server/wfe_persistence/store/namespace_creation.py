@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -63,8 +64,10 @@ class Creation:
         self._databases = databases
         self._placements = placements
         self._most = most
-        # By database: its bytes, and until when they are believed, on the event loop's clock.
+        # By database: its bytes, and until when they are believed, on the event loop's clock; and
+        # by how many it is thought to have grown in all, also while others ask for its size.
         self._sizes: dict[str, tuple[float, int]] = {}
+        self._grown: Counter[str] = Counter()
 
     async def place(self, at_home: Store, name: str, labels: Mapping[str, str]) -> Placement | None:
         """Where a namespace is, or where it is to be created; None: at home. `at_home`: the store
@@ -123,28 +126,34 @@ class Creation:
                 "none of the databases takes new namespaces that do not name it",
             )
         sizes = await asyncio.gather(*map(self._bytes, candidates))
-        answers = {each: size for each, size in zip(candidates, sizes, strict=True) if size >= 0}
+        answers = {
+            each: size + self._grown[each.name]
+            for each, size in zip(candidates, sizes, strict=True)
+            if size is not None
+        }
         if not answers:
             raise candidates[0].reachability.unavailable()
         smallest = min(answers, key=lambda each: answers[each])
-        until, size = self._sizes[smallest.name]
-        self._sizes[smallest.name] = until, size + _NAMESPACE_BYTES
+        self._grown[smallest.name] += _NAMESPACE_BYTES
         return smallest
 
-    async def _bytes(self, database: Database) -> int:
-        """The size of a database; -1: it does not answer."""
+    async def _bytes(self, database: Database) -> int | None:
+        """The size of a database, without what it is thought to have grown by since this server has
+        started; None: it does not answer."""
         now = asyncio.get_running_loop().time()
         until, size = self._sizes.get(database.name, (0.0, 0))
         if until > now:
             return size
         store = Store(database, self._default.schema, self._default.namespace)
+        grown = self._grown[database.name]
         try:
             found = await database_size(store)
         except (PersistenceError, TimeoutError):
-            return -1
+            return None
         seconds = _ESTIMATE_SECONDS if found.is_estimated else _SIZE_SECONDS
-        self._sizes[database.name] = now + seconds, found.bytes
-        return found.bytes
+        size = found.bytes - grown
+        self._sizes[database.name] = now + seconds, size
+        return size
 
     async def _reserve(
         self, at_home: Store, database: Database, seen: Placement | None
