@@ -26,6 +26,7 @@ from wfe_persistence.database import databases_from
 from wfe_persistence.errors import PersistenceError
 from wfe_persistence.store import event, lock
 from wfe_persistence.store.migrate import migrate
+from wfe_persistence.store.moving import logical
 from wfe_persistence.store.moving import mover as mover_module
 from wfe_persistence.store.moving.mover import Mover
 from wfe_persistence.store.moving.prerequisites import Way
@@ -272,6 +273,36 @@ def silent() -> Iterator[str]:
     """The connection string of a database that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"postgresql://wfe@127.0.0.1:{listening.getsockname()[1]}/wfe?connect_timeout=60"
+
+
+async def test_a_copy_that_can_never_be_finished_begins_anew(servers: Servers) -> None:
+    """As PostgreSQL leaves one if it breaks down between two of its steps: the slot of a table's
+    copy is gone, but that the copy is done was not committed."""
+    async with service(servers, "slotless") as of:
+        before = await of.add_event()
+
+        async def lose() -> None:
+            async with (
+                await psycopg.AsyncConnection.connect(servers["home"].url, autocommit=True) as here,
+                await psycopg.AsyncConnection.connect(servers["b"].url, autocommit=True) as there,
+            ):
+                found = await there.execute("SELECT subname FROM pg_subscription")
+                [(name,)] = await found.fetchall()
+                move = name.removeprefix(logical.name_of(""))
+                assert (await logical.state(here, there, move)).is_whole
+                await there.execute(
+                    "UPDATE pg_subscription_rel SET srsubstate = 'f'"
+                    " WHERE srrelid = 'wfc_slotless.events'::regclass"
+                )
+                assert not (await logical.state(here, there, move)).is_whole
+            raise ConnectionError("the mover is gone")
+
+        of.at["copied"] = lose
+        with pytest.raises(ConnectionError):
+            await of.move("b")
+        await of.move_at_last("b")
+        assert await of.events() == {before}
+        assert (await of.store()).database.name == "b"
 
 
 async def test_a_database_that_hangs_holds_up_no_other(

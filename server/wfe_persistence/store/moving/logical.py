@@ -21,6 +21,9 @@ from wfe_persistence.store.moving.sides import AsyncConnection, Side, sql
 _LEFT_OUT: Final = ("application_name", "client_encoding", "fallback_application_name", "options")
 _SLOT_SECONDS: Final = 20.0
 _SLOT_PAUSE_SECONDS: Final = 0.05
+# How often, and at what distance, it is looked whether a slot is gone for good.
+_SLOT_LOOKS: Final = 6
+_SLOT_LOOK_SECONDS: Final = 0.5
 
 
 def name_of(move: str) -> str:
@@ -134,7 +137,7 @@ class State:
     """How far a subscription is."""
 
     is_whole: bool
-    """Whether publication, slot and subscription are all there."""
+    """Whether publication, slots and subscription are all there."""
     ready: int
     """How many tables have been copied, and follow."""
     tables: int
@@ -161,6 +164,37 @@ GROUP BY s.oid
 """
 
 
+# PostgreSQL drops the slot of a table's copy before it commits that the copy is done. If it breaks
+# down in between, the table stays as it is for good: its worker looks for the slot again and again.
+COPIES_TO_FINISH = """
+SELECT r.srrelid, 'pg_' || s.oid || '_sync_' || r.srrelid || '_'
+    || (SELECT system_identifier FROM pg_control_system())
+FROM pg_subscription s JOIN pg_subscription_rel r ON r.srsubid = s.oid AND r.srsubstate = 'f'
+WHERE s.subname = %s
+    AND s.subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+SLOTS_MISSING = """
+SELECT name FROM unnest(%s::text[]) name
+WHERE name NOT IN (SELECT slot_name FROM pg_replication_slots)
+"""
+
+
+async def _has_lost_a_slot(here: AsyncConnection, there: AsyncConnection, move: str) -> bool:
+    """Whether there is a table whose copy can't be finished, because its slot is gone."""
+    missing: set[int] = set()
+    for look in range(_SLOT_LOOKS):
+        if look:
+            await asyncio.sleep(_SLOT_LOOK_SECONDS)
+        cursor = await there.execute(COPIES_TO_FINISH, [name_of(move)])
+        slots = {slot: table for table, slot in await cursor.fetchall()}
+        cursor = await here.execute(SLOTS_MISSING, [list(slots)])
+        found = {slots[slot] for (slot,) in await cursor.fetchall()}
+        missing = missing & found if look else found
+        if not missing:  # nearly always at once
+            return False
+    return True
+
+
 async def state(here: AsyncConnection, there: AsyncConnection, move: str) -> State:
     """How far the subscription of a move is."""
     row = await (await here.execute(SLOT_STATE, [name_of(move)])).fetchone()
@@ -169,6 +203,8 @@ async def state(here: AsyncConnection, there: AsyncConnection, move: str) -> Sta
     row = await (await there.execute(SUBSCRIPTION_STATE, [name_of(move)])).fetchone()
     ready, tables, copied = row or (0, 0, 0)
     is_whole = is_published and lag is not None and row is not None
+    if is_whole and ready < tables:
+        is_whole = not await _has_lost_a_slot(here, there, move)
     return State(is_whole, ready, tables, copied, lag or 0)
 
 
