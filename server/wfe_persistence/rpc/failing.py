@@ -105,7 +105,9 @@ def _let_go_of_locals(exc: BaseException | None) -> None:
     gRPC keeps the error that ends a call, and that keeps its traceback: a cycle, which lasts until
     the garbage collector comes.
     """
-    while exc is not None:
+    seen = set()  # an error may be the cause of itself: `raise error from error`
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
         traceback.clear_frames(exc.__traceback__)
         exc = exc.__cause__ or exc.__context__
 

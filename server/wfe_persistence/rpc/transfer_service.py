@@ -96,7 +96,8 @@ class TransferService:
                 try:
                     response = await into.store_records(request.records, skip=skip)
                 except PersistenceError as exc:
-                    raise await _explained(exc, call, begun_in) from exc
+                    await _require_same_place(exc, call, begun_in)
+                    raise
                 if response.stored:
                     call.written([r.queue_item.item for r in request.records if _is_item(r)])
                     workflow_waiting.stir_purged(call.store, call.env.waiters)
@@ -106,17 +107,16 @@ class TransferService:
             yield answer
 
 
-async def _explained(error: PersistenceError, call: Call, begun_in: Database) -> PersistenceError:
-    """The error of an import: its connection can't follow a namespace that moves."""
+async def _require_same_place(error: PersistenceError, call: Call, begun_in: Database) -> None:
+    """Raise what an import fails for whose connection could not follow its namespace."""
     if error.reason == ErrorReason.ERROR_REASON_SCHEMA_OUTDATED:
         await call.env.namespaces.make_sure(call.store)
         if call.store.database is not begun_in:
-            return PersistenceError(
+            raise PersistenceError(
                 ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE,
                 "the namespace has moved to another database meanwhile: begin the import again",
                 retry_after=0.1,
-            )
-    return error
+            ) from error
 
 
 def _is_item(record: pb.Record) -> bool:

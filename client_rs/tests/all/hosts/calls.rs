@@ -90,7 +90,19 @@ async fn calls_of_a_line(turn: Duration) -> (HashMap<String, u64>, u64) {
             break;
         }
     }
-    let (after, taken_after) = metrics(&admin);
+    // The event of the end may come before the call is counted whose write it was.
+    let written = |of: &HashMap<String, u64>| -> u64 {
+        let count = |method: &str| of.get(method).copied().unwrap_or_default();
+        count("CommitWorkflow") + count("PersistWorkflow")
+    };
+    let (mut after, mut taken_after) = metrics(&admin);
+    for _ in 0..100 {
+        if written(&after) >= written(&before) + STEPS {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        (after, taken_after) = metrics(&admin);
+    }
     let calls: HashMap<_, _> = after
         .into_iter()
         .map(|(method, count)| {
