@@ -141,7 +141,7 @@ async def test_what_is_named_is_looked_up(filled: psycopg.AsyncConnection[Any], 
         (queue_groups.INSERT_TOGETHER, [item, True]),
         (queue_groups.ENQUEUE_TOGETHER, [item]),
         (queue_groups.REMOVE_TOGETHER, [calls]),
-        (queue.REQUEUE_ITEMS, ["all", '["dead7"]', 10, False]),
+        (queue.REQUEUE_ITEMS, ["all", '["dead7"]', 10, False, None]),
         (queue.DELETE_ITEMS, ["all", '["dead7"]', 10]),
     ):
         found = await explained(filled, sql, list(params), plan)

@@ -39,7 +39,7 @@ STATEMENTS: Final[dict[str, tuple[str, list[object]]]] = {
         queue_groups.DEQUEUE_TOGETHER,
         [CALL, '[{"name": "q", "floor": "-infinity"}]'],
     ),
-    "requeue": (queue.REQUEUE_ITEMS, ["q", '["item7"]', 10, False]),
+    "requeue": (queue.REQUEUE_ITEMS, ["q", '["item7"]', 10, False, None]),
     "delete": (queue.DELETE_ITEMS, ["q", '["item7"]', 10]),
 }
 
