@@ -286,7 +286,10 @@ async def test_a_copy_that_can_never_be_finished_begins_anew(servers: Servers) -
                 await psycopg.AsyncConnection.connect(servers["home"].url, autocommit=True) as here,
                 await psycopg.AsyncConnection.connect(servers["b"].url, autocommit=True) as there,
             ):
-                found = await there.execute("SELECT subname FROM pg_subscription")
+                found = await there.execute(
+                    "SELECT s.subname FROM pg_subscription s JOIN pg_subscription_rel r"
+                    " ON r.srsubid = s.oid WHERE r.srrelid = 'wfc_slotless.events'::regclass"
+                )
                 [(name,)] = await found.fetchall()
                 move = name.removeprefix(logical.name_of(""))
                 assert (await logical.state(here, there, move)).is_whole
