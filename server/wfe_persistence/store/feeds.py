@@ -140,12 +140,15 @@ class Feed(Generic[T]):
         self, after: Position, from_replica: bool
     ) -> tuple[list[Entry[T]], Position]:
         self._raise_error()
+        start = self._start
         async with self._readers:
             page = await self._read_replica(after) if from_replica else None
             page = page or await self._source.read(self._store, after, _PAGE)
         if page.feed_id != self._feed_id or after < page.floor:
             raise cursor_expired(page.feed_id, page.floor)
-        return page.entries, max(page.end, after)
+        if page.end <= after:  # of the primary, and rows were deleted by hand
+            return [], max(after, start)
+        return page.entries, page.end
 
     async def _read_replica(self, after: Position) -> Page[T] | None:
         """A page from a replica; None: there is none, or the replica is not so far yet.
