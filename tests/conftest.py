@@ -29,6 +29,7 @@ from tests.support.server import ServerProcess
 from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 from wfe_persistence.embedded import EmbeddedPostgres
+from wfe_persistence.redaction import forgetting
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -165,6 +166,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if chosen and collection_path.parent == Path(__file__).parent:
         return collection_path.name not in ("conformance", "support", "__init__.py")
     return None
+
+
+@pytest.fixture(autouse=True)
+def _secrets_of_its_own() -> Iterator[None]:
+    """What one test hides is not taken out of what the next one reads."""
+    with forgetting():
+        yield
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ Whoever reads a password hides it here; the log and the command line show only r
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _PLACEHOLDER: Final = "***"
@@ -36,6 +38,17 @@ def hide(secret: str) -> None:
     _hidden[secret] = re.compile(pattern)
     if len(_hidden) > _MAX_HIDDEN:
         del _hidden[next(iter(_hidden))]
+
+
+@contextmanager
+def forgetting() -> Iterator[None]:
+    """Forget in the end what is hidden inside, for tests: a password of one may be "a"."""
+    before = dict(_hidden)
+    try:
+        yield
+    finally:
+        _hidden.clear()
+        _hidden.update(before)
 
 
 def redacted(text: str) -> str:

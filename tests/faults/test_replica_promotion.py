@@ -180,9 +180,9 @@ async def test_a_replica_that_is_promoted_beside_its_primary_is_left_out(
             assert not load.missed
             assert not load.failures
             id_, _ = await create(api)
-            events, told = await ask(api.events.ListEvents, ListEventsRequest())
+            _, told = await ask(api.events.ListEvents, ListEventsRequest())
             assert told["wfe-read"] == "primary"
-            assert id_ in [event.id for event in events.events]
+            assert id_ in {event.id async for event in _events(api)}
         wait_until_usable(server, usable=0)
 
 
@@ -321,7 +321,10 @@ async def test_a_replica_that_dies_is_left_out(
             load.stop()
             await asyncio.gather(*clients)
         assert not load.failures
-        assert server.log().count("can't connect to the database home/1") <= 2
+        # Each reason once: connections that break off, are refused, and find no socket any more.
+        said = [json.loads(line)["message"] for line in server.log().splitlines()]
+        reasons = [each for each in said if "can't connect to the database home/1" in each]
+        assert len(reasons) == len(set(reasons)) <= 5, reasons
 
 
 async def test_a_server_that_has_only_a_standby_is_not_serving(

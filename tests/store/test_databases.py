@@ -27,6 +27,7 @@ from wfe_persistence.store.migration_history import schema_version
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.paging import Cursor
 from wfe_persistence.store.placement import CREATING, SWITCHING, Placement
+from wfe_persistence.store.postgres.database import Database
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import Store
 
@@ -339,6 +340,66 @@ async def test_a_stream_is_begun_again_where_the_namespace_is(
         await move(namespaces, store, "b", database_urls["a"], database_urls["b"])
         assert store.database.name == "a"
         assert [row async for row in store.stream("SELECT id FROM wfc.events")] == []
+        assert store.database.name == "b"
+
+
+async def test_a_namespace_that_moves_on_while_it_is_looked_for_is_found(
+    namespaces: Namespaces, database_urls: dict[str, str]
+) -> None:
+    """A write that has waited for one move comes to the target when the next one holds writes."""
+    await namespaces.create_namespace("x", "a")
+    databases = namespaces.databases
+    looks = iter(["home", "b", "a"] * 2)
+
+    async def look(store: Store, _: Database) -> bool:
+        store.database = databases.named(next(looks))
+        return True
+
+    schema = Schema().for_namespace("x")
+    stored = make.event()
+    await event.create_event(Store(databases.named("b"), schema, "x", elsewhere=look), stored)
+    store = Store(databases.named("b"), schema, "x", elsewhere=look)
+    rows = [row async for row in store.stream("SELECT id FROM wfc.events")]
+    assert len(rows) == 1
+    assert store.database.name == "a"
+
+    async def never(store: Store, _: Database) -> bool:
+        store.database = databases.named("home")
+        return True
+
+    nowhere = Store(databases.named("b"), schema, "x", elsewhere=never)
+    with refused("SCHEMA_OUTDATED"):
+        await nowhere.read("SELECT id FROM wfc.events")
+    with refused("SCHEMA_OUTDATED"):
+        [row async for row in nowhere.stream("SELECT id FROM wfc.events")]
+
+
+async def test_a_look_that_began_before_the_switch_is_no_answer(
+    namespaces: Namespaces, database_urls: dict[str, str]
+) -> None:
+    """Calls that look for a namespace share a look, and the fence may come during it."""
+    await namespaces.create_namespace("x", "a")
+    async with serving(database_urls) as others:
+        store = await others.get("x")
+        seen = await namespaces.placements.read("x")
+        assert seen is not None
+        assert await namespaces.placements.change(seen, phase=SWITCHING, moving_to="b")
+        old_looks = [seen, seen]
+        read_placement = others._placement
+
+        async def placement(name: str) -> Placement | None:
+            return old_looks.pop() if old_looks else await read_placement(name)
+
+        others._placement = placement  # type: ignore[method-assign]
+        looking = asyncio.create_task(others.look_elsewhere(store, store.database))
+        while old_looks:
+            await asyncio.sleep(0.001)
+        switching = await namespaces.placements.read("x")
+        assert switching is not None
+        assert await namespaces.placements.change(
+            switching, phase=None, moving_to=None, database="b", generation=2
+        )
+        assert await looking
         assert store.database.name == "b"
 
 

@@ -223,12 +223,15 @@ class Namespaces:
         if store.database is not missed_in:
             return True  # another call has found it already
         was_at = store.database.name, store.generation
-        placement = await self._placement(store.namespace)
-        if _place(placement) == was_at:
-            # That may be what was known before, if the home is away: then nothing can be said.
+        while True:
+            placement = await self._placement(store.namespace)
+            if _place(placement) != was_at:
+                break
+            # That may have been read before the switch, for another call; or long ago, if the home
+            # is away: then nothing can be said.
             placement = await self.placements.read(store.namespace)
-            if placement is not None and placement.phase == SWITCHING:
-                placement = await self._placement(store.namespace)
+            if placement is None or placement.phase != SWITCHING:
+                break
         is_at = _place(placement)
         if is_at == was_at:
             return False

@@ -128,12 +128,18 @@ class Store:
     async def run_elsewhere(
         self, error: PersistenceError, missed_in: Database, batch: Sequence[Command], **options: Any
     ) -> list[PGresult]:
-        """Run once more what has failed in a database, having changed nothing, because the
-        namespace has moved. Raises the error if that was not the reason."""
-        if not await self._has_moved(error, missed_in):
-            raise error
-        self._reads = None  # of the database where it was
-        return await self.database.run(self.namespace, batch, **options)
+        """Run again what has failed in a database, having changed nothing, because the namespace
+        has moved. Raises the error if that was not the reason."""
+        for _ in range(MAX_ATTEMPTS):  # it may move on meanwhile
+            if not await self._has_moved(error, missed_in):
+                raise error
+            self._reads = None  # of the database where it was
+            missed_in = self.database
+            try:
+                return await missed_in.run(self.namespace, batch, **options)
+            except PersistenceError as exc:
+                error = exc
+        raise error
 
     async def _has_moved(self, error: PersistenceError, missed_in: Database) -> bool:
         return (
@@ -310,21 +316,23 @@ class Store:
         return self._stream_here_or_elsewhere(command)
 
     async def _stream_here_or_elsewhere(self, command: Command) -> AsyncGenerator[PGresult, None]:
-        yielded = False
-        database = self.database
-        try:
-            async with aclosing(self.reader.stream(self.namespace, command)) as rows:
-                async for row in rows:
-                    yielded = True
-                    yield row
-        except PersistenceError as exc:
-            if yielded or not await self._has_moved(exc, database):
-                raise
-        else:
-            return
-        async with aclosing(self.database.stream(self.namespace, command)) as rows:
-            async for row in rows:
-                yield row
+        reader: Reader = self.reader
+        for _ in range(MAX_ATTEMPTS):
+            yielded = False
+            database = self.database
+            try:
+                async with aclosing(reader.stream(self.namespace, command)) as rows:
+                    async for row in rows:
+                        yielded = True
+                        yield row
+            except PersistenceError as exc:
+                error = exc
+                if yielded or not await self._has_moved(exc, database):
+                    raise
+                reader = self.database
+            else:
+                return
+        raise error
 
     def _unprepared(self, sql: str) -> Statement:
         return Statement.unprepared(self.schema.qualify(sql), statement_name(sql))
