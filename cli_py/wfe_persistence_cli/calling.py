@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wfe_persistence_cli.options import target_options
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import FAILURE, INTERRUPTED, USAGE
-from wfe_persistence_cli.target import Target, target_options
+from wfe_persistence_cli.target import Target
 from wfe_persistence_cli.text import harmless
 
 if TYPE_CHECKING:

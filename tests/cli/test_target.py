@@ -17,7 +17,8 @@ from wfe_persistence.settings import DEFAULT_LISTEN, listens_locally
 from wfe_persistence.store.schema import DEFAULT_NAMESPACE
 from wfe_persistence_cli import target as target_module
 from wfe_persistence_cli.contexts import Contexts
-from wfe_persistence_cli.target import ClientCommand, Target, is_local, target_options
+from wfe_persistence_cli.options import ClientCommand, target_options
+from wfe_persistence_cli.target import Target, is_local
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, aiter_of, output_option
 from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
 from wfe_persistence_cli.table import Column
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.text import counted
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ import click
 from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.finding import find, title_of
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import CONFLICT, EPILOG
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.text import counted
 
 if TYPE_CHECKING:

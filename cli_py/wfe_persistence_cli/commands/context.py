@@ -12,11 +12,11 @@ import click
 from click.core import ParameterSource
 
 from wfe_persistence_cli.contexts import KEYS, PATHS, ContextError, Contexts, check_name
+from wfe_persistence_cli.options import SERVER_OPTIONS
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, tell
 from wfe_persistence_cli.status import FAILURE, NOT_FOUND
 from wfe_persistence_cli.table import Column, Table
-from wfe_persistence_cli.target import SERVER_OPTIONS
 
 
 @click.group(short_help="Give servers names.")

@@ -16,9 +16,9 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.filters import STATUSES
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import Since
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from wfe_persistence_cli import pointers as shown_pointers
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.diagnosis import Circumstances, look, reasons
 from wfe_persistence_cli.finding import find
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, Screen, status_cell
 from wfe_persistence_cli.status import EPILOG
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import ago, brief, from_ms, is_at_once, stamp
 
 if TYPE_CHECKING:

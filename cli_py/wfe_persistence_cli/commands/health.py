@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
+from wfe_persistence_cli.options import ClientCommand, target_options
 from wfe_persistence_cli.screen import tell
-from wfe_persistence_cli.target import ClientCommand, Target, target_options
+from wfe_persistence_cli.target import Target
 
 _quick_target = partial(target_options, timeout=3.0)  # as whoever probes expects it
 

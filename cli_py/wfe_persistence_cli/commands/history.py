@@ -11,6 +11,7 @@ import click
 from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.finding import find
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import (
     Output,
     aiter_of,
@@ -20,7 +21,6 @@ from wfe_persistence_cli.output import (
 from wfe_persistence_cli.screen import Cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.table import Column
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import brief, stamp
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.commands.export import STDIO, FileError, is_passing, one_line, reason
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.status import CONFLICT, EPILOG, INTERRUPTED
-from wfe_persistence_cli.target import ClientCommand
 
 _BATCH_RECORDS: Final = 500
 _BATCH_BYTES: Final = 262_144

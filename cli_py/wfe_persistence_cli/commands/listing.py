@@ -10,11 +10,11 @@ import click
 from wfe_persistence_cli import times
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.filters import filter_options, workflow_filter
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, limit_options, output_option, page_size
 from wfe_persistence_cli.screen import Cell, status_cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.table import Column
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import ago, from_ms, is_at_once, stamp
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.data_text import folded
 from wfe_persistence_cli.finding import find
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import (
     Output,
     aiter_of,
@@ -22,7 +23,6 @@ from wfe_persistence_cli.output import (
 from wfe_persistence_cli.screen import Cell, status_cell
 from wfe_persistence_cli.status import EPILOG
 from wfe_persistence_cli.table import Column
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import Since, ago, brief, from_ms, stamp
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
-from wfe_persistence_cli.target import ClientCommand
 
 if TYPE_CHECKING:
     from wfe.persistence.v1.store_pb2 import MoveNamespaceRequest, MoveNamespaceResponse

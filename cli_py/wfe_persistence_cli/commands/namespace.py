@@ -10,11 +10,11 @@ import click
 from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.commands.moving import move
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, aiter_of, output_option
 from wfe_persistence_cli.screen import Cell, tell
 from wfe_persistence_cli.status import EPILOG, FAILURE
 from wfe_persistence_cli.table import Column
-from wfe_persistence_cli.target import ClientCommand
 
 if TYPE_CHECKING:
     from wfe_persistence_client import Namespace, PersistenceProvider

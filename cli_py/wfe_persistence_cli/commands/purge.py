@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.text import counted
 from wfe_persistence_cli.times import Since, stamp
 

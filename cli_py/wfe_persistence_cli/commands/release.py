@@ -10,9 +10,9 @@ import click
 from wfe_persistence_cli import names, times
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
 from wfe_persistence_cli.commands.lists import COMMANDS, holder
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import CONFLICT, EPILOG, NOT_FOUND
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import ago
 
 if TYPE_CHECKING:

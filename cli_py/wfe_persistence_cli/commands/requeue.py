@@ -9,10 +9,10 @@ import click
 
 from wfe_persistence_cli import names
 from wfe_persistence_cli.calling import Caller, calls_server, confirm
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.progress import Progress
 from wfe_persistence_cli.screen import tell
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED, NOT_FOUND
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.text import counted
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.status import EPILOG
-from wfe_persistence_cli.target import ClientCommand
 
 if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration

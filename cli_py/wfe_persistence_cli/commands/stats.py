@@ -10,10 +10,10 @@ import click
 
 from wfe_persistence_cli import times
 from wfe_persistence_cli.calling import Caller, calls_server
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, Screen, status_cell
 from wfe_persistence_cli.status import EPILOG
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.times import brief, from_ms, is_at_once
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from wfe_persistence_cli.commands.get import show
 from wfe_persistence_cli.diagnosis import look
 from wfe_persistence_cli.filters import STATUSES
 from wfe_persistence_cli.finding import find
+from wfe_persistence_cli.options import ClientCommand
 from wfe_persistence_cli.output import Output, output_option
 from wfe_persistence_cli.screen import Cell, status_cell, tell
 from wfe_persistence_cli.status import EPILOG
-from wfe_persistence_cli.target import ClientCommand
 from wfe_persistence_cli.text import width_of
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import click
 from wfe_persistence import collector
 from wfe_persistence.cli import SERVER_COMMANDS
 from wfe_persistence.cli.options import read_config_file, refuse_unknown_variables
+from wfe_persistence_cli.options import READ_SETTINGS
 from wfe_persistence_cli.program import (
     COMMANDS,
     CONTEXT_SETTINGS,
@@ -18,7 +19,6 @@ from wfe_persistence_cli.program import (
     LazyCommands,
     ProgramGroup,
 )
-from wfe_persistence_cli.target import READ_SETTINGS
 
 
 @click.group(
