@@ -37,6 +37,19 @@ class Caller:
         self.metadata = target.metadata
         """What is sent with every call of a stub: the namespace and the token."""
 
+    @property
+    def place(self) -> str:
+        """Where calls go, for people."""
+        return f"the {self.target.store} at {self.target.address}"
+
+    def of_one_namespace(self) -> None:
+        """Raise UsageError if it is not a namespace that is called, but a namespace set."""
+        if self.target.namespace_set:
+            raise click.UsageError(
+                f"this is done in one namespace, not in the {self.target.store} as a whole: name a "
+                "member, as in --namespace NAME_0"
+            )
+
     def channel(self) -> grpc.Channel:
         """A channel to the server, which is connected when it is used."""
         return self.target.channel()

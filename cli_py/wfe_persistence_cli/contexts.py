@@ -23,7 +23,7 @@ FILE_VARIABLE: Final = "WFE_PERSISTENCE_CONTEXT_FILE"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 PATHS: Final = ("bearer-token-file", "tls-ca", "tls-client-cert", "tls-client-key")
-KEYS: Final = ("target", "namespace", "tls", "tls-server-name", *PATHS)
+KEYS: Final = ("target", "namespace", "namespace-set", "tls", "tls-server-name", *PATHS)
 """What a context may have."""
 
 

@@ -12,6 +12,7 @@ from wfe_persistence_client.errors import (
     LeaseLost,
     NamespaceNotEmpty,
     NamespaceNotFound,
+    NamespaceSetNotFound,
     NotFound,
     PermissionDenied,
     PersistenceError,
@@ -56,11 +57,10 @@ def lines_of(error: PersistenceError, target: Target) -> Iterator[str]:
     text = str(error)
     # The status is what people know, the reason what docs/errors.md has.
     yield f"{label}: {text}" if label and not text.startswith(label) else text
-    namespace = target.namespace
-    if isinstance(error, NamespaceNotFound):
+    if isinstance(error, NamespaceNotFound | NamespaceSetNotFound):
         yield (
-            f"The namespace {namespace!r} is from {target.namespace_origin}; "
-            "`wfe-persistence namespace list` shows which there are."
+            f"The {target.store} is from {target.namespace_origin}; "
+            "`wfe-persistence namespace list` shows which namespaces there are."
         )
     elif isinstance(error, Unavailable | DeadlineExceeded):
         yield f"The server is {target.address}, from {target.origin}."
@@ -73,6 +73,6 @@ def lines_of(error: PersistenceError, target: Target) -> Iterator[str]:
             else "No token was sent; --bearer-token-file or a context name one."
         )
     elif isinstance(error, PermissionDenied) and error.role:
-        yield f"It takes the role {error.role} in the namespace {namespace!r}."
+        yield f"It takes the role {error.role} in the {target.store}."
     elif isinstance(error, Unimplemented):
         yield f"The server at {target.address} is older than this command, or not this server."

@@ -116,6 +116,12 @@ SERVER_OPTIONS: Final = (
         help="Namespace to use.",
         show_default="that of the context, else `default`",
     ),
+    _option(
+        "--namespace-set",
+        metavar="NAME",
+        help="Namespace set to use, instead of a namespace: all of its members as one store.",
+        show_default="that of the context",
+    ),
     _file_option(
         "--bearer-token-file",
         "File with the bearer token to send; only with TLS or to a server on this machine. "

@@ -33,6 +33,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "release": "release:release",
     "purge": "purge:purge",
     "namespace": "namespace:namespace",
+    "namespace-set": "namespace_set:namespace_set",
     "retention": "retention:retention",
     "storage": "retention:storage",
     "export": "export:export",
@@ -100,7 +101,9 @@ SECTIONS: Final[Mapping[str, Sequence[str]]] = {
         "locks", "stats", "watch",
     ),
     "Change it": ("suspend", "resume", "terminate", "delete", "requeue", "release"),
-    "Keep and move data": ("purge", "namespace", "retention", "storage", "export", "import"),
+    "Keep and move data": (
+        "purge", "namespace", "namespace-set", "retention", "storage", "export", "import",
+    ),
     "This program": ("bench", "context", "completion", "health"),
 }  # fmt: skip
 """The commands under their headings."""

@@ -26,13 +26,20 @@ progress_option: Final = click.option(
 class Progress:
     """Shows how many things of how many have been done (0: nobody knows of how many).
 
-    As a context manager. `shown`: None: on a terminal only.
+    As a context manager. `shown`: None: on a terminal only. `in_bytes`: what is counted is bytes.
     """
 
     def __init__(
-        self, doing: str, total: int = 0, *, shown: bool | None = None, what: str = "records"
+        self,
+        doing: str,
+        total: int = 0,
+        *,
+        shown: bool | None = None,
+        what: str = "records",
+        in_bytes: bool = False,
     ) -> None:
         self._what = what
+        self._in_bytes = in_bytes
         self._doing = doing
         self._total = total
         self._is_shown = sys.stderr.isatty() if shown is None else shown
@@ -59,12 +66,17 @@ class Progress:
             self._bar.stop()
 
     @property
+    def is_bar(self) -> bool:
+        """Whether it is shown as a bar."""
+        return self._bar is not None
+
+    @property
     def seconds(self) -> float:
         """How long it has taken so far."""
         return time.monotonic() - self._begun
 
-    def at(self, done: int, of: int | None = None) -> None:
-        """So many have been done."""
+    def at(self, done: int, of: int | None = None, doing: str = "") -> None:
+        """So many have been done. `doing`: what is said of it from now on."""
         self._done = done
         if of is not None:
             self._total = of
@@ -76,7 +88,9 @@ class Progress:
                 self._said = now
                 # (Of nobody knows how many, the bar only moves: a full one says that it is done.)
                 total = max(self._total, done) if self._total else None
-                self._bar.update(self._task, completed=done, total=total)
+                self._bar.update(
+                    self._task, completed=done, total=total, description=doing or self._doing
+                )
         elif now >= self._said + _LINE_SECONDS:
             self._said = now
             about = f" of about {self._total}" if self._total >= done else ""
@@ -87,6 +101,7 @@ class Progress:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
+            DownloadColumn,
             MofNCompleteColumn,
             TextColumn,
             TimeElapsedColumn,
@@ -97,7 +112,7 @@ class Progress:
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            DownloadColumn() if self._in_bytes else MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),

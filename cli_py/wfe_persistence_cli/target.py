@@ -36,8 +36,8 @@ DEFAULT_LISTEN: Final = "127.0.0.1:50052"
 DEFAULT_NAMESPACE: Final = "default"
 
 NAMES: Final = (
-    "context", "target", "namespace", "bearer_token_file", "tls", "tls_ca", "tls_client_cert",
-    "tls_client_key", "tls_server_name", "timeout", "listen", "tls_cert",
+    "context", "target", "namespace", "namespace_set", "bearer_token_file", "tls", "tls_ca",
+    "tls_client_cert", "tls_client_key", "tls_server_name", "timeout", "listen", "tls_cert",
 )  # fmt: skip
 """The options that say which server is called, and how, as they are called here."""
 _ENVIRONMENT: Final = (ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -51,6 +51,8 @@ class Target:
     timeout: float
     """Maximum time to wait for a response, in seconds."""
     namespace: str = DEFAULT_NAMESPACE
+    namespace_set: str | None = None
+    """Then the namespace is only that of calls that concern none."""
     tls: bool = False
     tls_ca: Path | None = None
     tls_client_cert: Path | None = None
@@ -67,6 +69,13 @@ class Target:
     def uses_tls(self) -> bool:
         """Whether the connection is encrypted."""
         return self.tls or self.tls_ca is not None
+
+    @property
+    def store(self) -> str:
+        """What the command works on, for people."""
+        if self.namespace_set:
+            return f"namespace set {self.namespace_set}"
+        return f"namespace {self.namespace}"
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -98,7 +107,8 @@ class Target:
 
         return connect(
             self.address,
-            namespace=self.namespace,
+            namespace=None if self.namespace_set else self.namespace,
+            namespace_set=self.namespace_set,
             timeout=self.timeout,
             token=self.token,
             token_file=self.token_file,
@@ -147,20 +157,27 @@ def resolve(context: click.Context, values: dict[str, Any]) -> Target:
         if is_flag("context")
         else lambda name: source[name] is not None and (source[name] is not ParameterSource.DEFAULT)
     )
-    origins = {}
-    for name in ("target", "namespace", "bearer_token_file"):
+    origins, ranks = {}, {}
+    for name in ("target", "namespace", "namespace_set", "bearer_token_file"):
         key = name.replace("_", "-")
         if counts(name) and values[name] is not None:
+            ranks[name] = 3 if is_flag(name) else 2
             origins[name] = f"--{key}" if is_flag(name) else ENV_PREFIX + name.upper()
         elif key in chosen:
-            origins[name] = f"the context {chosen_name!r}"
+            ranks[name], origins[name] = 1, f"the context {chosen_name!r}"
         else:
-            origins[name] = ""
+            ranks[name], origins[name] = 0, ""
     for key in KEYS:
         name = key.replace("-", "_")
         if not (counts(name) and values[name] is not None):
             value = chosen.get(key)
             values[name] = Path(str(value)) if key in PATHS and value is not None else value
+    if ranks["namespace"] == ranks["namespace_set"] > 0:
+        raise click.UsageError(
+            f"{origins['namespace']} and {origins['namespace_set']}: give a namespace or a "
+            "namespace set, not both"
+        )
+    values["namespace" if ranks["namespace_set"] > ranks["namespace"] else "namespace_set"] = None
     return _target(values, origins, uses_environment=not is_flag("context"))
 
 
@@ -210,6 +227,7 @@ def _target(values: dict[str, Any], origins: dict[str, str], *, uses_environment
         address=address,
         timeout=values["timeout"],
         namespace=values["namespace"] or DEFAULT_NAMESPACE,
+        namespace_set=values["namespace_set"] or None,
         tls=bool(tls),
         tls_ca=tls_ca,
         tls_client_cert=values["tls_client_cert"],
@@ -218,7 +236,9 @@ def _target(values: dict[str, Any], origins: dict[str, str], *, uses_environment
         token=token or None,
         token_file=token_file,
         origin=origin,
-        namespace_origin=origins["namespace"] or "the default",
+        namespace_origin=(
+            origins["namespace_set" if values["namespace_set"] else "namespace"] or "the default"
+        ),
         token_origin=f"the file {token_file}, {token_origin}" if token_file else token_origin,
     )
 

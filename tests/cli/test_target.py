@@ -63,7 +63,7 @@ def fields(target: Target | str) -> dict[str, Any]:
     assert isinstance(target, Target), target
     return {
         "address": target.address,
-        "namespace": target.namespace,
+        "namespace": (target.namespace_set and f"set {target.namespace_set}") or target.namespace,
         "ca": target.tls_ca and target.tls_ca.name,
         "token": target.token or (target.token_file and target.token_file.name),
     }
@@ -80,6 +80,11 @@ HERE = {"address": DEFAULT_LISTEN, "namespace": "default", "ca": None, "token": 
         ("--namespace other", {}, {**PROD, "namespace": "other"}),
         ("", {"namespace": "other"}, {**PROD, "namespace": "other"}),
         ("--namespace a", {"namespace": "b"}, {**PROD, "namespace": "a"}),
+        ("--namespace-set s", {}, {**PROD, "namespace": "set s"}),
+        ("", {"namespace_set": "s"}, {**PROD, "namespace": "set s"}),
+        ("--namespace a", {"namespace_set": "s"}, {**PROD, "namespace": "a"}),
+        ("--namespace-set s", {"namespace": "a"}, {**PROD, "namespace": "set s"}),
+        ("--context prod", {"namespace_set": "s"}, PROD),
         ("--context test", {}, {**HERE, "address": "127.0.0.1:7"}),
         ("", {"context": "test"}, {**HERE, "address": "127.0.0.1:7"}),
         ("--context prod", {"context": "test"}, PROD),
@@ -109,6 +114,8 @@ def test_what_a_command_line_means(
     ("line", "env", "said"),
     [
         ("--context prod --target x:1", {}, "name two servers"),
+        ("--namespace a --namespace-set s", {}, "not both"),
+        ("", {"namespace": "a", "namespace_set": "s"}, "not both"),
         ("--context nope", {}, "there is no context 'nope'"),
         ("--target x:1 --bearer-token-file {home}/token", {}, "not sent in plain text"),
         ("--target x:1", {"bearer_token": "secret"}, "not sent in plain text"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from tests.cli.program import environment, on_terminal
 from tests.support import binaries, make, ports
 from tests.support.api import Api, connect
 from tests.support.expect import fails
@@ -286,6 +289,15 @@ def command(of: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def on_a_terminal(
+    of: Service, *arguments: str, answers: Sequence[tuple[str, str]] = ()
+) -> tuple[int, str]:
+    program, *rest = line(of, *arguments)
+    with tempfile.TemporaryDirectory() as home:
+        env = environment(Path(home), NO_COLOR="1")
+        return on_terminal(rest, env, program=[program], answers=answers, columns=200)
+
+
 def interrupt(of: Service, *arguments: str) -> tuple[int, str]:
     """Ctrl-C while it copies: its exit status, and what it says of that."""
     with subprocess.Popen(
@@ -326,5 +338,18 @@ async def test_the_command_says_what_it_will_do_and_does_it(moving: Service) -> 
         assert "told is in b already" in ran.stdout
         ran = await asyncio.to_thread(command, moving, "told", "--abort")
         assert ran.stdout == "it was not being moved\n"
+        # On a terminal there is a bar, which Ctrl-C ends, too.
+        with psycopg.connect(moving.b.url) as open_:
+            open_.execute("CREATE TABLE interrupted (n int)")
+            status, said = await asyncio.to_thread(
+                on_a_terminal, moving, "told", "--to", "home", answers=[("copying, ", "\x03")]
+            )
+        assert status == 130
+        assert "told stays in use where it is, and the move waits" in said
+        status, said = await asyncio.to_thread(on_a_terminal, moving, "told", "--to", "home")
+        assert status == 0
+        assert re.search(r"copying, \S+ \S?B behind .*\d/\d+(\.\d)? \S?B", said), said
+        assert "moved; writes waited for" in said
+        assert await database_of(api, "told") == "home"
         ran = await asyncio.to_thread(command, moving, "told")
         assert ran.returncode == 2

@@ -64,11 +64,17 @@ def list_(*, output: Output) -> None:
         Column("", lambda each: Cell("*" if each["current"] else "", "good")),
         Column("NAME", lambda each: each["name"]),
         Column("TARGET", lambda each: each.get("target", "-"), shrinks=True),
-        Column("NAMESPACE", lambda each: each.get("namespace", "-")),
+        Column("NAMESPACE", _store),
         Column("TLS", lambda each: "yes" if each.get("tls") or "tls-ca" in each else "no"),
         Column("TOKEN FILE", lambda each: each.get("bearer-token-file", "-"), shrinks=True),
     ]
     Table(output.screen, columns, wide=output.is_wide).add(rows)
+
+
+def _store(each: dict[str, Any]) -> str:
+    if "namespace-set" in each:
+        return f"{each['namespace-set']} (set)"
+    return str(each.get("namespace", "-"))
 
 
 def _complete(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
@@ -126,6 +132,9 @@ def set_(name: str, **values: Any) -> None:
             if value == "":
                 made.pop(key, None)
             else:
+                made.pop(
+                    {"namespace": "namespace-set", "namespace-set": "namespace"}.get(key, ""), None
+                )
                 made[key] = str(Path(value).resolve()) if key in PATHS else value
         if contexts.current is None:
             contexts.current = name

@@ -161,6 +161,7 @@ def export(
     from wfe.persistence.v1 import transfer_pb2 as pb
     from wfe.persistence.v1.workflow_pb2 import WorkflowStatus
 
+    call.of_one_namespace()
     request = pb.ExportRecordsRequest(
         kinds=[pb.RecordKind.Value(f"RECORD_KIND_{kind.upper()}") for kind in dict.fromkeys(kinds)]
     )

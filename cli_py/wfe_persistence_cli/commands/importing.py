@@ -109,6 +109,7 @@ def import_(
 
     from wfe.persistence.v1.store_pb2 import CreateNamespaceRequest
 
+    call.of_one_namespace()
     if create_namespace:
         request = CreateNamespaceRequest(name=call.namespace)
         call("CreateNamespace", request, at_least=_CREATION_SECONDS)

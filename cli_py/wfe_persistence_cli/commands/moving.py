@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
 from wfe_persistence_cli.calling import Caller, calls_server
 from wfe_persistence_cli.options import ClientCommand
+from wfe_persistence_cli.progress import Progress, progress_option
 from wfe_persistence_cli.status import EPILOG, INTERRUPTED
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ _ATTEMPTS: Final = 30
 @click.option("--dry-run", is_flag=True, help="Only say what it would be like.")
 @click.option("--yes", is_flag=True, help="Do not ask, however long writes will be held.")
 @click.option("--abort", is_flag=True, help="Give up a move that has not switched yet.")
+@progress_option
 def move(
     call: Caller,
     *,
@@ -42,6 +45,7 @@ def move(
     dry_run: bool,
     yes: bool,
     abort: bool,
+    progress: bool | None,
 ) -> None:
     """Move a namespace to another database while it is used.
 
@@ -82,7 +86,7 @@ def move(
         if not yes:
             click.confirm("Move it?", abort=True)
     wanted.dry_run = False
-    _follow(call, wanted)
+    _follow(call, wanted, progress)
 
 
 def _last(call: Caller, request: MoveNamespaceRequest) -> MoveNamespaceResponse:
@@ -116,33 +120,35 @@ def _say_plan(name: str, database: str, plan: MoveNamespaceResponse) -> None:
     )
 
 
-def _follow(call: Caller, request: MoveNamespaceRequest) -> None:
+def _follow(call: Caller, request: MoveNamespaceRequest, shown: bool | None) -> None:
     """Move it, however often the connection breaks, and say how far it is."""
     import grpc
 
     from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 
-    said = _Said()
+    phase = 0
     lost = 0
     try:
-        while True:
-            try:
-                with call.channel() as channel:
-                    stub = StoreServiceStub(channel)
-                    for response in stub.MoveNamespace(request, metadata=call.metadata):
-                        said.at(response)
-                        lost = 0
-            except grpc.RpcError as exc:
-                error: Any = exc
-                lost += 1
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or lost == _ATTEMPTS:
-                    raise
-                click.echo(f"{error.details()}; going on", err=True)
-                time.sleep(_AGAIN_SECONDS)
-                continue
-            return
+        with _Said(shown) as said:
+            while True:
+                try:
+                    with call.channel() as channel:
+                        stub = StoreServiceStub(channel)
+                        for response in stub.MoveNamespace(request, metadata=call.metadata):
+                            phase = response.phase
+                            said.at(response)
+                            lost = 0
+                except grpc.RpcError as exc:
+                    error: Any = exc
+                    lost += 1
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE or lost == _ATTEMPTS:
+                        raise
+                    click.echo(f"{error.details()}; going on", err=True)
+                    time.sleep(_AGAIN_SECONDS)
+                    continue
+                return
     except KeyboardInterrupt:
-        click.echo(_left(said.phase, request), err=True)
+        click.echo(_left(phase, request), err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -164,25 +170,47 @@ def _left(phase: int, request: MoveNamespaceRequest) -> str:
 
 
 class _Said:
-    """Says how far a move is: each phase, and within it once in a while."""
+    """Says how far a move is: each phase, and within it once in a while; of the copy, a bar on a
+    terminal. As a context manager. `shown`: False: nothing of the copy."""
 
-    def __init__(self) -> None:
-        self.phase = 0
+    def __init__(self, shown: bool | None) -> None:
+        self._shown = shown
+        self._phase = 0
         self._time = 0.0
+        self._stack = ExitStack()
+        self._copying: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.__exit__(*raised)
 
     def at(self, now: MoveNamespaceResponse) -> None:
         """It is so far."""
         from wfe.persistence.v1 import store_pb2
 
-        if now.phase == self.phase and time.monotonic() < self._time + _LINE_SECONDS:
-            return
-        is_new = now.phase != self.phase
-        self.phase, self._time = now.phase, time.monotonic()
+        is_new = now.phase != self._phase
+        self._phase = now.phase
         if now.phase == store_pb2.MOVE_PHASE_COPYING:
-            copied, total = _size(now.copied_bytes), _size(now.total_bytes)
-            click.echo(
-                f"copying: {copied} of about {total}, {_size(now.lag_bytes)} behind", err=True
-            )
+            if self._copying is None:
+                bar = Progress("copying", shown=self._shown, in_bytes=True)
+                self._copying = self._stack.enter_context(bar)
+            if self._copying.is_bar:
+                behind = f"copying, {_size(now.lag_bytes)} behind"
+                self._copying.at(now.copied_bytes, now.total_bytes, behind)
+                return
+        else:
+            self._stack.close()
+        if not is_new and time.monotonic() < self._time + _LINE_SECONDS:
+            return
+        self._time = time.monotonic()
+        if now.phase == store_pb2.MOVE_PHASE_COPYING:
+            if self._shown is not False:
+                copied, total = _size(now.copied_bytes), _size(now.total_bytes)
+                click.echo(
+                    f"copying: {copied} of about {total}, {_size(now.lag_bytes)} behind", err=True
+                )
         elif now.phase == store_pb2.MOVE_PHASE_SWITCHING:
             copied = f": {_size(now.copied_bytes)}" if now.copied_bytes and not is_new else ""
             click.echo(f"switching, writes wait{copied}", err=True)

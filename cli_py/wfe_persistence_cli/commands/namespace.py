@@ -45,16 +45,18 @@ def list_(call: Caller, *, output: Output) -> None:
     Example: wfe-persistence namespace list -o json
     """
 
+    current = None if call.target.namespace_set else call.namespace
+
     async def body(provider: PersistenceProvider) -> None:
         columns: list[Column[Namespace]] = [
             Column("NAME", lambda each: each.name),
-            Column("DATABASE", lambda each: _database(each), shrinks=True),
+            Column("DATABASE", lambda each: database_cell(each), shrinks=True),
             Column("SCHEMA", lambda each: each.schema, shrinks=True, wide=True),
             Column("VERSION", lambda each: each.schema_version, right=True),
             Column("ROWS (ESTIMATED)", lambda each: each.estimated_rows, right=True),
             Column(
                 "",
-                lambda each: Cell("←" if each.name == call.namespace else "", "good"),
+                lambda each: Cell("←" if each.name == current else "", "good"),
             ),
         ]
         found = await provider.list_namespaces()
@@ -63,7 +65,8 @@ def list_(call: Caller, *, output: Output) -> None:
     call.run(body)
 
 
-def _database(each: Namespace) -> Cell:
+def database_cell(each: Namespace) -> Cell:
+    """The database that a namespace is in."""
     name = each.database or "-"
     return Cell(f"{name} (can't be reached)", "bad") if each.unavailable else Cell(name)
 
@@ -121,13 +124,7 @@ def delete(call: Caller, *, name: str, force: bool, yes: bool) -> None:
     Example: wfe-persistence namespace delete old
     """
     if not yes:
-        where = f"the namespace {name} at {call.target.address}"
-        if not sys.stdin.isatty():
-            raise click.UsageError(f"Delete {where}? Nobody can be asked here: say --yes")
-        typed = click.prompt(f"Type its name to delete {where}", err=True, default="")
-        if typed != name:
-            tell("that is another name: nothing was changed")
-            sys.exit(FAILURE)
+        typed_again(name, f"the namespace {name} at {call.target.address}")
 
     async def body(provider: PersistenceProvider) -> None:
         patient = provider.with_timeout(max(call.timeout, _SECONDS))
@@ -135,3 +132,13 @@ def delete(call: Caller, *, name: str, force: bool, yes: bool) -> None:
 
     call.run(body)
     tell(f"{name}: deleted")
+
+
+def typed_again(name: str, where: str) -> None:
+    """Have a person type the name of what is to be deleted, or exit."""
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"Delete {where}? Nobody can be asked here: say --yes")
+    typed = click.prompt(f"Type its name to delete {where}", err=True, default="")
+    if typed != name:
+        tell("that is another name: nothing was changed")
+        sys.exit(FAILURE)

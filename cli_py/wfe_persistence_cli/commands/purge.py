@@ -110,8 +110,7 @@ def purge(
             click.echo(f"would be deleted: {text}")
             return
         what = "that ended" if ended_before else "from"
-        place = f"the namespace {call.namespace} at {call.target.address}"
-        confirm(f"Delete {text} ({what} before {stamp(at)}) in {place}?", yes=False)
+        confirm(f"Delete {text} ({what} before {stamp(at)}) in {call.place}?", yes=False)
     done = _all(call, batches, dry=False, progress=progress, total=total)
     if output.is_data:
         output.one(done)

@@ -66,6 +66,7 @@ def show(call: Caller, *, as_json: bool, output: Output) -> None:
 
     from wfe.persistence.v1 import store_pb2
 
+    call.of_one_namespace()
     state = call("GetRetentionPolicy", store_pb2.GetRetentionPolicyRequest())
     if as_json or output.is_data:
         shown = MessageToDict(state, preserving_proto_field_name=True)
@@ -144,6 +145,7 @@ def set_(
 
     from wfe.persistence.v1 import store_pb2
 
+    call.of_one_namespace()
     policy = store_pb2.RetentionPolicy()
     rules: dict[str, WorkflowRetention] = {}
 
@@ -192,6 +194,7 @@ def run(call: Caller, *, dry_run: bool, max_rows: int) -> None:
     """
     from wfe.persistence.v1 import store_pb2
 
+    call.of_one_namespace()
     request = store_pb2.RunRetentionRequest(dry_run=dry_run, max_rows=max_rows)
     answer = call("RunRetention", request)
     if dry_run:
@@ -229,6 +232,7 @@ def storage(call: Caller, *, max_rows: int, as_json: bool, output: Output) -> No
 
     from wfe.persistence.v1 import store_pb2
 
+    call.of_one_namespace()
     request = store_pb2.GetStorageReportRequest(max_rows=max_rows)
     report = call("GetStorageReport", request)
     if as_json or output.is_data:

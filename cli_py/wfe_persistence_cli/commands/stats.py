@@ -41,7 +41,7 @@ def stats(call: Caller, *, no_count: bool, output: Output) -> None:
         if output.is_data:
             output.one(found)
         else:
-            _show(output.screen, found)
+            _show(output.screen, found, call.target.namespace_set is not None)
 
     call.run(body)
 
@@ -89,12 +89,12 @@ async def _up_to(rows: AsyncIterator[Any]) -> int:
     return count
 
 
-def _show(screen: Screen, found: dict[str, Any]) -> None:
+def _show(screen: Screen, found: dict[str, Any], of_set: bool) -> None:
     def line(title: str, *values: Cell | str) -> None:
         screen.line("  ", Cell(f"{title:<20}", "faint"), *values)
 
     screen.line(
-        Cell(f"namespace {found['namespace']}", "title"),
+        Cell(f"namespace {'set ' if of_set else ''}{found['namespace']}", "title"),
         f"  server {found['server_version']}, PostgreSQL {found['postgres_version']}, "
         f"schema version {found['schema_version']}",
     )
