@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -42,7 +42,7 @@ from wfe.persistence.v1 import store_pb2 as st
 from wfe_persistence.database import databases_from
 from wfe_persistence.embedded import EmbeddedPostgres
 from wfe_persistence.settings import NamedDatabase, Settings
-from wfe_persistence.store import feeds, learning
+from wfe_persistence.store import feeds, learning, namespace_list
 from wfe_persistence.store.feeds import Feeds
 from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.namespace import Namespaces
@@ -332,22 +332,20 @@ async def _background(spread: _Spread, names: list[str]) -> None:
             for name in names:
                 await namespaces.placements.read(name)
         with spread.measured("list of all", number=len(names)):
-            await namespaces.all_stores()
+            everywhere, _ = await namespace_list.all_namespaces(namespaces)
         for what in ("policies, first look", "policies"):
             with spread.measured(what, number=len(names)):
                 stores = await occupied_stores(namespaces, RULES_TABLE)
                 await side_by_side(stores, retention._apply)
         with spread.measured("queues to sweep", number=len(names)):
             await side_by_side(await occupied_stores(namespaces, "queues"), sweeper._sweep)
-        passes: dict[str, Callable[[Any], Awaitable[Any]]] = {
-            "policies, each namespace": retention._apply,
-            "old lifecycle events": lifecycle._sweep,
-            "old changes": changes._sweep,
-        }
-        for what, work in passes.items():
+        for what, feeds_ in (("old lifecycle events", lifecycle), ("old changes", changes)):
             with spread.measured(what, number=len(names)):
-                await side_by_side(await namespaces.all_stores(), work)
-            spread.postgres_memory(what)
+                stores = await occupied_stores(namespaces, feeds_._source.table)
+                await side_by_side(stores, feeds_._sweep)
+        with spread.measured("policies, each namespace", number=len(names)):
+            await side_by_side(everywhere, retention._apply)
+        spread.postgres_memory("policies, each namespace")
 
 
 def table(figures: Figures) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
@@ -11,11 +12,14 @@ from google.protobuf.duration_pb2 import Duration
 from tests.store.test_databases import execute, serving
 from wfe.persistence.v1 import store_pb2 as pb
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store.feeds import Feeds
+from wfe_persistence.store.lifecycle import LifecycleEvents
 from wfe_persistence.store.migrate import migrate
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.occupied import occupied_stores
 from wfe_persistence.store.retention import RULES_TABLE, set_retention_policy
 from wfe_persistence.store.schema import Schema
+from wfe_persistence.store.waiting import Kind, Waiters
 
 POLICY = pb.RetentionPolicy(error_age=Duration(seconds=60))
 
@@ -53,6 +57,39 @@ async def test_only_namespaces_with_something_are_looked_into(
         async with await psycopg.AsyncConnection.connect(database_urls["a"]) as connection:
             await connection.execute("LOCK TABLE wfc_without.wfe_migrations, wfc_without.wfe_store")
             assert await occupied(namespaces) == found
+
+
+async def test_old_rows_of_feeds_are_deleted_where_there_are_any(
+    database_urls: dict[str, str],
+) -> None:
+    """Also in a namespace that no call to this server has named; nothing is read of the others."""
+    old = """INSERT INTO wfc_with.lifecycle_events
+        (type, workflow_id, definition_id, version, event_time, publish_time)
+        VALUES ('Started', 'w', 'd', 1, now(), now() - interval '1 day')"""
+    async with serving(database_urls) as namespaces:
+        await migrate(namespaces.databases.home, namespaces.default.schema)
+        for name in ("with", "without"):
+            await namespaces.create_namespace(name, "a")
+    await execute(database_urls["a"], old)
+    connection: psycopg.AsyncConnection[Any]
+    async with (
+        serving(database_urls) as namespaces,
+        await psycopg.AsyncConnection.connect(database_urls["a"]) as connection,
+        await psycopg.AsyncConnection.connect(database_urls["a"], autocommit=True) as reader,
+    ):
+        await connection.execute("LOCK TABLE wfc_without.wfe_migrations, wfc_without.wfe_store")
+        feeds = Feeds(LifecycleEvents(), namespaces, 1.0, Waiters(), Kind("lifecycle"))
+        sweeping = asyncio.create_task(feeds.sweep())
+        try:
+            async with asyncio.timeout(30):
+                while True:
+                    rows = await reader.execute("SELECT count(*) FROM wfc_with.lifecycle_events")
+                    if await rows.fetchone() == (0,):
+                        break
+                    await asyncio.sleep(0.05)
+        finally:
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
 
 
 async def test_databases_that_are_away_are_passed_by(database_urls: dict[str, str]) -> None:

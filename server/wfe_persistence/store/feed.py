@@ -110,6 +110,9 @@ class Source(Protocol[T]):
     name: str
     """What it consists of, for messages: "lifecycle events"."""
 
+    table: str
+    """The table of its rows."""
+
     async def read(self, store: Store, after: Position | None, limit: int) -> Page[T]:
         """What is behind a position, at most so many rows; None: what is to come, of which there is
         none yet. Raises PersistenceError."""

@@ -31,6 +31,7 @@ from wfe_persistence.store.feed import (
     cursor_expired,
 )
 from wfe_persistence.store.namespace import Namespaces
+from wfe_persistence.store.occupied import occupied_stores
 from wfe_persistence.store.placement import side_by_side
 from wfe_persistence.store.tables import Store
 from wfe_persistence.store.waiting import Kind, Line, Waiters
@@ -63,8 +64,9 @@ _MAX_READERS: Final = 4
 """How many watchers of a namespace, at most, read from the database at the same time."""
 
 # The sweep: how often at most, what it deletes in one transaction, and how long it pauses after
-# each, so that it takes little of the database's time. All namespaces, those too that no call has
-# named, are swept every hour.
+# each, so that it takes little of the database's time. All namespaces that have any rows, those too
+# that no call has named, are swept every hour. (One that is recorded for nobody, and has no changes
+# yet, has none to pay for either.)
 _SWEEP_SECONDS: Final = 60.0
 _SWEPT_ROWS: Final = 2_000
 _SWEEP_PAUSE_SECONDS: Final = 0.05
@@ -359,7 +361,7 @@ class Feeds(Generic[T]):
             due, self._noted = list(self._noted.values()), {}
             try:
                 if loop.time() - swept_all >= _SWEEP_ALL_SECONDS:
-                    due = await self._namespaces.all_stores()
+                    due = await occupied_stores(self._namespaces, self._source.table)
                     swept_all = loop.time()
                 await side_by_side(due, self._sweep)
             except Exception as exc:  # whatever it is, the next sweep may succeed

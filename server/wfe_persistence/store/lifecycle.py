@@ -85,6 +85,7 @@ class LifecycleEvents:
     """The feed of lifecycle events."""
 
     name = "lifecycle events"
+    table = "lifecycle_events"
 
     async def read(self, store: Store, after: Position | None, limit: int) -> Page[LifecycleEvent]:
         """See `Source`."""

@@ -18,7 +18,6 @@ from wfe_persistence.store import (
     migration_history,
     namespace_creation,
     namespace_drop,
-    namespace_list,
     owner,
 )
 from wfe_persistence.store.migrate import Migrated
@@ -420,20 +419,6 @@ class Namespaces:
             ) from exc
 
     # ----- all namespaces
-
-    async def all_stores(self) -> list[Store]:
-        """The stores of all namespaces that can be reached; while the home is away, of those that
-        are known to be elsewhere. Raises PersistenceError."""
-        try:
-            return (await namespace_list.all_namespaces(self))[0]
-        except PersistenceError as exc:
-            if exc.reason != ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE or not self._placed:
-                raise
-            return [
-                self.store_at(self.default.schema.for_namespace(name), placement)
-                for name, placement in self._placed.items()
-                if placement.database in self.databases
-            ]
 
 
 def _place(placement: Placement | None) -> tuple[str, int]:

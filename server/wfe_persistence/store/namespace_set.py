@@ -22,6 +22,7 @@ from wfe_persistence.store.administration import INDEPENDENT, connect
 from wfe_persistence.store.namespace import Namespaces
 from wfe_persistence.store.namespace_drop import NAMESPACE_HAS_DATA
 from wfe_persistence.store.rows import integer, read_bool, read_int4, read_text, text
+from wfe_persistence.store.schema import HOME
 from wfe_persistence.store.tables import Store
 
 _MEMBER: Final = re.compile(r"([a-z][a-z0-9_]{0,35})_(0|[1-9][0-9]{0,2})")
@@ -159,7 +160,25 @@ async def delete_namespace_set(namespaces: Namespaces, name: str, *, force: bool
         if not force and found.phase != _DELETING:
             await _each(found.members, lambda member: _check_empty(namespaces, member))
         await store.write_once(SET_PHASE, text(name), text(_DELETING))
-        await _each(found.members, lambda member: _delete_member(namespaces, member, force))
+        were_in: dict[str, str] = {}
+
+        async def delete(member: str) -> None:
+            placement = await namespaces.placements.read(member)
+            await _delete_member(namespaces, member, force)
+            were_in[member] = HOME if placement is None else placement.database
+
+        try:
+            await _each(found.members, delete)
+        except PersistenceError as exc:
+            if exc.reason == ErrorReason.ERROR_REASON_NAMESPACE_NOT_EMPTY and (
+                found.phase != _DELETING
+            ):
+                # Somebody has written to a member since. The others were empty, and are again.
+                await _each(
+                    list(were_in), lambda each: _create_member(namespaces, each, were_in[each])
+                )
+                await store.write_once(SET_PHASE, text(name), text(found.phase))
+            raise
         await store.write_once(DELETE_NAMESPACE_SET, text(name))
     return found.members
 

@@ -213,6 +213,7 @@ class WorkflowChanges:
     """
 
     name = "changes of workflows"
+    table = "workflow_changes"
 
     def __init__(self, max_message_bytes: int) -> None:
         self._max_bytes = max_message_bytes - _FRAMING_BYTES
