@@ -39,8 +39,8 @@ async def test_whoever_is_killed_the_move_ends_and_nothing_is_lost(
             for place in places:
                 calls = load.calls
                 await on.move(way, place, victim)
-                load.check_alive()
-                assert load.calls > calls
+                # They may still be looking for it: it moves faster than connections are made anew.
+                await load.goes_on(calls)
         await check(on, load)
 
 

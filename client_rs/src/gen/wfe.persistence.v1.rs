@@ -3642,7 +3642,8 @@ pub mod store_service_client {
         }
         /// Deletes a namespace set and its members, each as by DeleteNamespace, with its
         /// errors. When it has begun, the set can't be used any more; it is resumed by
-        /// repeating it. Without `force` it does not begin unless all members are empty.
+        /// repeating it. Without `force` it does not begin unless all members are empty,
+        /// and is undone if somebody writes to one meanwhile.
         /// Errors: NOT_FOUND (NAMESPACE_SET_NOT_FOUND), also if a retry finds it already
         /// deleted; FAILED_PRECONDITION (NAMESPACE_NOT_EMPTY;
         /// DELETE_NAMESPACE_NOT_ALLOWED); RESOURCE_EXHAUSTED (ADMINISTRATION_BUSY);

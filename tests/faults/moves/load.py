@@ -108,6 +108,14 @@ class Load:
             if task.done() and not self._stopping:
                 task.result()
 
+    async def goes_on(self, calls: int) -> None:
+        """Wait until there have been more calls than so many. Raises what has ended a client."""
+        async with asyncio.timeout(60):
+            while self.calls <= calls:
+                self.check_alive()
+                await asyncio.sleep(0.01)
+        self.check_alive()
+
     async def _timed(self, router: Router, work: Callable[[Store], Awaitable[T]]) -> T:
         loop = asyncio.get_running_loop()
         began = loop.time()
