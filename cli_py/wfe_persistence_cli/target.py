@@ -74,8 +74,8 @@ class Target:
     def store(self) -> str:
         """What the command works on, for people."""
         if self.namespace_set:
-            return f"namespace set {self.namespace_set}"
-        return f"namespace {self.namespace}"
+            return f"namespace set {self.namespace_set!r}"
+        return f"namespace {self.namespace!r}"
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

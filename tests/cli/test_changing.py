@@ -139,7 +139,7 @@ def test_purge_counts_asks_and_deletes(shop: Shop) -> None:
     dry = shop.says("purge", "--ended-before", "1d", "--dry-run")
     assert dry == "would be deleted: 1 workflow, 2 execution pointers\n"
     env = {**shop.env, "NO_COLOR": "1"}
-    question = f"in the namespace {shop.namespace} at {shop.address}?"
+    question = f"in the namespace {shop.namespace!r} at {shop.address}?"
     arguments = ["purge", "--ended-before", "1d"]
     code, printed = on_terminal(arguments, env, answers=[(question, "n\n")], columns=300)
     assert (code, "Delete 1 workflow, 2 execution pointers" in printed) == (1, True)

@@ -128,7 +128,7 @@ def test_a_glance_at_the_set(stores: tuple[Shop, Shop]) -> None:
 def test_what_is_done_in_one_namespace_is_refused(stores: tuple[Shop, Shop], command: str) -> None:
     _, spread = stores
     said = spread.says(*command.split(), status=2)
-    assert f"not in the namespace set {spread.namespace} as a whole" in said
+    assert f"not in the namespace set {spread.namespace!r} as a whole" in said
     spread.says("storage", "--namespace", f"{spread.namespace}_1")
 
 
@@ -150,7 +150,7 @@ def test_sets_that_are_not_there(stores: tuple[Shop, Shop]) -> None:
     said = run(["list", "--namespace-set", "nope"], single.env)
     assert said.returncode == 4
     assert "NAMESPACE_SET_NOT_FOUND" in said.stderr
-    assert "The namespace set nope is from --namespace-set" in said.stderr
+    assert "The namespace set 'nope' is from --namespace-set" in said.stderr
     spread.says("namespace-set", "show", "nope", status=4)
     spread.says("namespace-set", "delete", "nope", "--yes", status=4)
     spread.says("namespace-set", "create", "Nope", "--members", "2", status=1)
@@ -204,7 +204,7 @@ def test_it_is_changed_as_in_a_single_namespace(spread: Shop) -> None:
 
     in_set(spread, again)  # the name is free again
     env = {**spread.env, "NO_COLOR": "1"}
-    question = f"in the namespace set {spread.namespace} at {spread.address}?"
+    question = f"in the namespace set {spread.namespace!r} at {spread.address}?"
     arguments = ["purge", "--ended-before", "1d"]
     code, printed = on_terminal(arguments, env, answers=[(question, "y\n")], columns=300)
     assert (code, "deleted: 1 workflow, 2 execution pointers" in printed) == (0, True)

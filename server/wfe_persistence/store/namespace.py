@@ -386,8 +386,9 @@ class Namespaces:
                 await creation.finish(store, placement)
         return migrated, store.database.name
 
-    async def delete_namespace(self, name: str, *, force: bool) -> None:
-        """Delete a namespace that is empty, or with `force` together with its data."""
+    async def delete_namespace(self, name: str, *, force: bool, is_reserved: bool = False) -> None:
+        """Delete a namespace that is empty, or with `force` together with its data. `is_reserved`:
+        see `namespace_drop.drop`."""
         schema = self._schema_to_change(name)
         placement = await self.placements.read(name)
         if placement is not None and placement.phase and placement.is_there:
@@ -396,7 +397,7 @@ class Namespaces:
         async with store.database.lane.turn(schema.name):
             self.forget(name)
             try:
-                is_reserved = placement is not None and not placement.is_there
+                is_reserved |= placement is not None and not placement.is_there
                 await namespace_drop.drop(store, force=force, is_reserved=is_reserved)
             except PersistenceError as exc:
                 if exc.reason != ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND:

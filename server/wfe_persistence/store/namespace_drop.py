@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from typing import Any, Final
 
 import psycopg
@@ -12,6 +13,7 @@ from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError, namespace_not_found
 from wfe_persistence.store import migration_files, migration_history, owner
 from wfe_persistence.store.administration import connect
+from wfe_persistence.store.migration_history import LOCK_MIGRATIONS
 from wfe_persistence.store.moving import guard
 from wfe_persistence.store.schema import Schema
 from wfe_persistence.store.tables import (
@@ -32,11 +34,6 @@ SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 """
 
-LOCK_NAMESPACE = f"""
-LOCK TABLE {qualified(MIGRATIONS_TABLE, STORE_TABLE, *TABLES)}
-    IN ACCESS EXCLUSIVE MODE
-"""
-
 # Requests are not counted as data: they remain when another host deletes their workflow. Lifecycle
 # events and changes are not either: what they tell of may be long gone. Nor are names that
 # workflows of other members of a set have, or had.
@@ -44,9 +41,6 @@ _NO_DATA: Final = (
     "requests", "lifecycle_events", "lifecycle_feed", "workflow_changes", "workflow_feed", "sweeps",
     "retention_rules", "name_holders",
 )  # fmt: skip
-NAMESPACE_HAS_DATA = "SELECT " + "\n    OR ".join(
-    f"EXISTS (SELECT FROM {qualified(table)})" for table in TABLES if table not in _NO_DATA
-)
 
 # The migrations of a host that uses `wfe-postgres`. They are part of a store as the workflows are,
 # which such a host may have written too, so `force` covers them.
@@ -62,8 +56,8 @@ async def drop(store: Store, *, force: bool, is_reserved: bool = False) -> None:
     """Drop the store of a namespace, with its schema. Raises NAMESPACE_NOT_EMPTY, unless it is
     empty or `force` is set, NAMESPACE_NOT_FOUND and STORE_NOT_OWNED.
 
-    `is_reserved`: the directory keeps the place for the namespace, whose creation has not been
-    finished. What that has left there has no owner yet, and is empty.
+    `is_reserved`: the directory keeps the place for the namespace, or it is a member of a set,
+    whose creation has not been finished. What that has left there has no owner yet, and is empty.
     """
     schema, name = store.schema, store.namespace
     ours = {
@@ -71,21 +65,32 @@ async def drop(store: Store, *, force: bool, is_reserved: bool = False) -> None:
         for table in (MIGRATIONS_TABLE, STORE_TABLE, PLACEMENTS_TABLE, SETS_TABLE, *TABLES)
     }
     async with connect(store.database) as connection, connection.transaction():
-        cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
-        tables = {row[0] for row in await cursor.fetchall()}
-        if schema.table_prefix + MIGRATIONS_TABLE not in tables:
+        # What a server that was killed has sent may still be committed: tables that come now would
+        # be left. And a store of another version has other tables.
+        await connection.execute(LOCK_MIGRATIONS, [schema.name])
+        tables = await _tables(connection, schema)
+        there = [
+            table
+            for table in (MIGRATIONS_TABLE, STORE_TABLE, *TABLES)
+            if schema.table_prefix + table in tables
+        ]
+        if MIGRATIONS_TABLE not in there:
             raise namespace_not_found(name)
-        if schema.table_prefix + STORE_TABLE not in tables:
+        if STORE_TABLE not in there and not is_reserved:
             owner.raise_foreign(schema, None)
+        has_owner = STORE_TABLE in there
         try:
-            await _check_deletable(connection, store, is_reserved=is_reserved)
-            await connection.execute(schema.qualify(LOCK_NAMESPACE).encode())
+            if has_owner:
+                await _check_deletable(connection, store, is_reserved=is_reserved)
+            lock = f"LOCK TABLE {qualified(*there)} IN ACCESS EXCLUSIVE MODE"
+            await connection.execute(schema.qualify(lock).encode())
             # Once more: it may have been deleted and created by other servers meanwhile.
-            is_owned = await _check_deletable(connection, store, is_reserved=is_reserved)
+            is_owned = has_owner and await _check_deletable(
+                connection, store, is_reserved=is_reserved
+            )
         except psycopg.errors.UndefinedTable:
             raise namespace_not_found(name) from None  # deleted concurrently
-        cursor = await connection.execute(schema.qualify(NAMESPACE_HAS_DATA).encode())
-        [(has_data,)] = await cursor.fetchall()
+        has_data = await _has_data(connection, schema, there)
         if not is_owned and (has_data or tables - ours):
             owner.raise_foreign(schema, None)
         foreign = tables - ours - _HOST_TABLES
@@ -143,12 +148,27 @@ async def _check_deletable(
 async def is_empty(connection: psycopg.AsyncConnection[Any], store: Store) -> bool:
     """Whether a store, of whatever version, has no data."""
     schema = store.schema
+    tables = await _tables(connection, schema)
+    there = [table for table in TABLES if schema.table_prefix + table in tables]
+    return not await _has_data(connection, schema, there)
+
+
+async def _tables(connection: psycopg.AsyncConnection[Any], schema: Schema) -> set[str]:
+    """The names of all that looks like a table in a schema."""
     cursor = await connection.execute(NAMESPACE_TABLES, [schema.name])
-    there = {row[0] for row in await cursor.fetchall()}
-    for table in TABLES:
-        if table not in _NO_DATA and schema.table_prefix + table in there:
-            statement = schema.qualify(f"SELECT EXISTS (SELECT FROM wfc.{table})")
-            cursor = await connection.execute(statement.encode())
-            if await cursor.fetchone() == (True,):
-                return False
-    return True
+    return {row[0] for row in await cursor.fetchall()}
+
+
+async def _has_data(
+    connection: psycopg.AsyncConnection[Any], schema: Schema, there: Collection[str]
+) -> bool:
+    """Whether a store has data, in those of its tables that are there."""
+    some = [
+        f"EXISTS (SELECT FROM wfc.{table})"
+        for table in TABLES
+        if table in there and table not in _NO_DATA
+    ]
+    cursor = await connection.execute(
+        schema.qualify("SELECT " + " OR ".join(["FALSE", *some])).encode()
+    )
+    return await cursor.fetchone() == (True,)

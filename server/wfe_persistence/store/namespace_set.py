@@ -18,10 +18,10 @@ from typing import Final
 
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe_persistence.errors import PersistenceError
+from wfe_persistence.store import namespace_drop
 from wfe_persistence.store.administration import INDEPENDENT, connect
 from wfe_persistence.store.namespace import Namespaces
-from wfe_persistence.store.namespace_drop import NAMESPACE_HAS_DATA
-from wfe_persistence.store.rows import integer, read_bool, read_int4, read_text, text
+from wfe_persistence.store.rows import integer, read_int4, read_text, text
 from wfe_persistence.store.schema import HOME
 from wfe_persistence.store.tables import Store
 
@@ -146,8 +146,8 @@ async def _create_member(namespaces: Namespaces, name: str, database: str) -> No
 
 async def _is_empty(namespaces: Namespaces, name: str) -> bool:
     store = await namespaces.find(name)
-    rows = await store.read_once(NAMESPACE_HAS_DATA)
-    return not read_bool(rows.get_value(0, 0))
+    async with connect(store.database) as connection:
+        return await namespace_drop.is_empty(connection, store)
 
 
 async def delete_namespace_set(namespaces: Namespaces, name: str, *, force: bool) -> list[str]:
@@ -164,7 +164,9 @@ async def delete_namespace_set(namespaces: Namespaces, name: str, *, force: bool
 
         async def delete(member: str) -> None:
             placement = await namespaces.placements.read(member)
-            await _delete_member(namespaces, member, force)
+            await _delete_member(
+                namespaces, member, force=force, is_reserved=found.phase != _COMPLETE
+            )
             were_in[member] = HOME if placement is None else placement.database
 
         try:
@@ -194,9 +196,11 @@ async def _check_empty(namespaces: Namespaces, name: str) -> None:
     raise _not_empty(name)
 
 
-async def _delete_member(namespaces: Namespaces, name: str, force: bool) -> None:
+async def _delete_member(
+    namespaces: Namespaces, name: str, *, force: bool, is_reserved: bool
+) -> None:
     try:
-        await namespaces.delete_namespace(name, force=force)
+        await namespaces.delete_namespace(name, force=force, is_reserved=is_reserved)
     except PersistenceError as exc:
         if exc.reason != ErrorReason.ERROR_REASON_NAMESPACE_NOT_FOUND:
             raise
