@@ -297,6 +297,9 @@ class Exchange:
                 self._receive()
             except psycopg.OperationalError as last:
                 exc = last
+        # libpq closes a socket that is broken, and its number may be that of another one at once:
+        # whoever is to be called for that would find this one's place taken.
+        self.connection.unwatch()
         if self.finished:  # all results are here: the connection broke too late to matter
             return
         self._stop_listening()
@@ -305,7 +308,6 @@ class Exchange:
                 "disorder", f"a database connection is given up: {exc} (a pooler's bug?)"
             )
         if self._settled:  # the statements' results are here, only what comes after them is open
-            self.connection.unwatch()  # its socket's number may be that of another one at once
             self._pgconn.finish()
             self.finished = True
             self._signal()
