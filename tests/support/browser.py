@@ -259,17 +259,28 @@ class Tab:
         return str(self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def click(self, selector: str) -> None:
-        """Click on the first element that matches, where it is."""
-        place = self.run(
-            f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
-            e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
-            return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent",
-                type=kind, x=place[0], y=place[1], button="left", clickCount=1,
-            )  # fmt: skip
+        """Click on the first element that matches, where it is; again if the page has put it
+        somewhere else meanwhile, as somebody who looks would."""
+        for _ in range(5):
+            place = self.run(
+                f"""(() => {{ const s = {json.dumps(selector)}, e = document.querySelector(s);
+                globalThis.hit = false;
+                const note = event => {{ globalThis.hit = !!event.target.closest(s); }};
+                document.addEventListener("click", note, {{ capture: true, once: true }});
+                e.scrollIntoView({{ block: "center" }}); const r = e.getBoundingClientRect();
+                return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+            )
+            for kind in ("mousePressed", "mouseReleased"):
+                self.call(
+                    "Input.dispatchMouseEvent",
+                    type=kind, x=place[0], y=place[1], button="left", clickCount=1,
+                )  # fmt: skip
+            try:
+                if self.run("globalThis.hit !== false"):
+                    return
+            except AssertionError:
+                return  # the page is being left
+        raise AssertionError(f"clicks do not reach {selector}")
 
     def type(self, text: str) -> None:
         """Type into what has the focus."""
