@@ -20,6 +20,7 @@ from wfe_persistence_client.errors import (
     from_item_error,
 )
 from wfe_persistence_client.misfit import FieldTypeError, Misfit
+from wfe_persistence_client.transport import ENDED_WHILE_SENDING
 
 #: How much a request has.
 _MOST_ITEMS: Final = 500
@@ -187,6 +188,8 @@ class Bulk(Generic[_ItemT, _MessageT]):
         self._waiting: deque[_Batch[_ItemT, _MessageT]] = deque()
         self._sent = 0
         self._stream: Any = None
+        #: Nothing is sent ahead, so that nothing is being sent when an answer comes.
+        self._one_by_one = False
 
     async def results(self, source: Source[_ItemT]) -> AsyncGenerator[BulkResult[_ItemT], None]:
         """What becomes of each item, in their order."""
@@ -255,7 +258,7 @@ class Bulk(Generic[_ItemT, _MessageT]):
                     self._sent = 0
                 # (If it has ended, reading says why.)
                 with suppress(asyncio.InvalidStateError):
-                    while self._sent < len(self._waiting):
+                    while self._sent < (1 if self._one_by_one else len(self._waiting)):
                         messages = self._waiting[self._sent].messages
                         await self._stream.write(self._kind.request(messages))
                         self._sent += 1
@@ -265,6 +268,11 @@ class Bulk(Generic[_ItemT, _MessageT]):
             raise DeadlineExceeded(
                 "there was no answer in time", reason="DEADLINE_EXCEEDED", maybe_written=True
             ) from exc
+        except grpc.aio.AioRpcError as exc:
+            # What the first batch was refused for is not told while another one is being sent.
+            self._one_by_one |= exc.details() == ENDED_WHILE_SENDING
+            self._drop()
+            raise
         except BaseException:
             self._drop()
             raise
@@ -273,6 +281,7 @@ class Bulk(Generic[_ItemT, _MessageT]):
             raise Unavailable("the stream ended without an answer", maybe_written=True)
         # Up to where that is written, only the end of the stream says.
         self._calls.reading.lost()
+        self._one_by_one = False
         return response
 
     async def _result(

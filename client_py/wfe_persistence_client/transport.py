@@ -34,7 +34,7 @@ _REFUSED: Final = re.compile(r"RST_STREAM with error code 7\b")
 
 #: What grpcio makes of a stream that has ended while a request was being sent, whatever it ended
 #: with.
-_ENDED_WHILE_SENDING: Final = "Internal error from Core"
+ENDED_WHILE_SENDING: Final = "Internal error from Core"
 
 
 def is_refused(status: grpc.StatusCode, details: str) -> bool:
@@ -50,6 +50,6 @@ def reason_of(status: grpc.StatusCode, details: str) -> tuple[str, dict[str, str
         request = ((side or "SERVER").upper() == "CLIENT") == (verb.lower() == "sent")
         reason = "MESSAGE_TOO_LARGE" if request else "ANSWER_TOO_LARGE"
         return reason, {"limit_bytes": limit}
-    if status is grpc.StatusCode.INTERNAL and details == _ENDED_WHILE_SENDING:
+    if status is grpc.StatusCode.INTERNAL and details == ENDED_WHILE_SENDING:
         return "SERVER_UNREACHABLE", {}
     return _REASONS.get(status, ""), {}

@@ -4,6 +4,7 @@ by themselves."""
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -287,6 +288,36 @@ async def test_batches_are_halved_for_a_server_with_a_lower_limit(
     assert [type(result.error) for result in results] == [
         TooLarge if id_ == "large" else type(None) for id_ in ids
     ]
+
+
+async def test_why_a_batch_was_refused_is_learned_although_more_was_being_sent(
+    store: FakeStore, provider: PersistenceProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC does not tell it then: it says only that what was being sent was not."""
+    write = grpc.aio.StreamStreamCall.write
+    sent: Counter[int] = Counter()
+
+    async def fails_behind_the_first(stream: Any, request: Any) -> None:
+        sent[id(stream)] += 1
+        if sent[id(stream)] > 1:
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(
+                grpc.StatusCode.INTERNAL, nothing, nothing, "Internal error from Core"
+            )
+        await write(stream, request)
+
+    monkeypatch.setattr(grpc.aio.StreamStreamCall, "write", fails_behind_the_first)
+
+    async def step(request: Any, context: Any) -> Any:
+        if len(request.events) > 1:
+            refuse = fails(grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+            return await refuse(request, context)
+        return created(*(each.event.id for each in request.events))
+
+    store.on("CreateEvents", step)
+    ids = [str(number) for number in range(8)]
+    results = await all_of(provider.create_events([event(id=id_) for id_ in ids]))
+    assert [(result.item.id, result.error) for result in results] == [(id_, None) for id_ in ids]
 
 
 async def test_a_server_that_does_not_answer_is_not_waited_for_beyond_the_timeout(
