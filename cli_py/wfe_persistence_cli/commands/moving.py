@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -126,16 +126,15 @@ def _follow(call: Caller, request: MoveNamespaceRequest, shown: bool | None) -> 
 
     from wfe.persistence.v1.store_pb2_grpc import StoreServiceStub
 
-    phase = 0
+    said = _Said(shown)
     lost = 0
     try:
-        with _Said(shown) as said:
+        with said:
             while True:
                 try:
                     with call.channel() as channel:
                         stub = StoreServiceStub(channel)
                         for response in stub.MoveNamespace(request, metadata=call.metadata):
-                            phase = response.phase
                             said.at(response)
                             lost = 0
                 except grpc.RpcError as exc:
@@ -148,7 +147,7 @@ def _follow(call: Caller, request: MoveNamespaceRequest, shown: bool | None) -> 
                     continue
                 return
     except KeyboardInterrupt:
-        click.echo(_left(phase, request), err=True)
+        click.echo(_left(said.phase, request), err=True)
         sys.exit(INTERRUPTED)
 
 
@@ -174,14 +173,14 @@ class _Said:
     terminal. As a context manager. `shown`: False: nothing of the copy."""
 
     def __init__(self, shown: bool | None) -> None:
+        self.phase = 0
         self._shown = shown
-        self._phase = 0
         self._time = 0.0
         self._stack = ExitStack()
         self._copying: Progress | None = None
 
-    def __enter__(self) -> Self:
-        return self
+    def __enter__(self) -> None:
+        pass
 
     def __exit__(self, *raised: Any) -> None:
         self._stack.__exit__(*raised)
@@ -190,8 +189,8 @@ class _Said:
         """It is so far."""
         from wfe.persistence.v1 import store_pb2
 
-        is_new = now.phase != self._phase
-        self._phase = now.phase
+        is_new = now.phase != self.phase
+        self.phase = now.phase
         if now.phase == store_pb2.MOVE_PHASE_COPYING:
             if self._copying is None:
                 bar = Progress("copying", shown=self._shown, in_bytes=True)
