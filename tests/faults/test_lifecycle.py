@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import psutil
 import psycopg
+import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from tests.faults.conftest import Start
@@ -29,10 +30,15 @@ from wfe.persistence.v1.store_pb2 import (
     DeleteNamespaceRequest,
     TruncateAllRequest,
 )
+from wfe_persistence.store import lifecycle
 
 INSERT = """
 INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
 VALUES ('Started', %s, 'd', 1, now())
+"""
+MANY = """
+INSERT INTO wfc.lifecycle_events (type, workflow_id, definition_id, version, event_time)
+SELECT 'Started', 'many', 'd', 1, now() FROM generate_series(1, 10000)
 """
 BUSY = """
 SELECT count(*) FROM pg_stat_activity WHERE application_name = 'wfe-persistence'
@@ -345,6 +351,53 @@ async def test_a_cursor_from_before_truncate_all_or_a_restore_has_expired(
         await api.publish(*about("d"))
         async with api.watch(after=failure.metadata["oldest_cursor"]) as responses:
             assert await take(responses, 4) == ["a", "b", "c", "d"]
+
+
+# As a backup leaves it that is restored into another cluster, with ids of transactions far in the
+# future there; as a move leaves it; and one after which nobody has watched for some time, so that
+# these ids have been reached.
+ELSEWHERE = [
+    ("restored", 1_000_000, "UPDATE wfc.lifecycle_feed SET cluster = 'another'", 0),
+    ("moved", 1_000_000, lifecycle.NEW_FEED, 0),
+    ("moved, first watched later", 20, lifecycle.NEW_FEED, 100),
+]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "new_feed", "later"), [each[1:] for each in ELSEWHERE], ids=[e[0] for e in ELSEWHERE]
+)
+async def test_events_from_another_cluster_come_before_those_published_here(
+    start: Start, database_url: str, ahead: int, new_feed: str, later: int
+) -> None:
+    server = start()
+    async with connect(server.address) as channel:
+        api = Api(channel)
+        cursor = await api.cursor()
+        await api.publish(*about("a"))
+        await api.publish(*about("b", "c"))
+        async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as here:
+            await here.execute(MANY)
+            await here.execute(
+                "UPDATE wfc.lifecycle_events SET xid = ((xid::text)::bigint + %s)::text::xid8",
+                [ahead],
+            )
+            await here.execute(new_feed.encode())
+            await api.publish(*about("d"))
+            for _ in range(later):
+                await here.execute("SELECT pg_current_xact_id()")
+            async with await psycopg.AsyncConnection.connect(database_url) as late:
+                await late.execute(INSERT, ["late"])  # so "d" is all that a watcher can be behind
+                with fails("OUT_OF_RANGE", "CURSOR_EXPIRED") as failure:
+                    async with api.watch(after=cursor) as responses:
+                        await anext(responses)
+                async with api.watch(heartbeat=HEARTBEAT) as responses:
+                    assert not (await anext(responses)).events
+                    await late.commit()
+                    await api.publish(*about("e"))
+                    assert await take(responses, 2) == ["late", "e"]
+        async with api.watch(after=failure.metadata["oldest_cursor"]) as responses:
+            found = await take(responses, 10_006)
+            assert found == ["a", "b", "c", *["many"] * 10_000, "d", "late", "e"]
 
 
 async def test_watches_end_when_their_namespace_is_deleted(

@@ -133,6 +133,10 @@ class Source(Protocol[T]):
 
 KEEP_SECONDS: Final = 30.0
 
+ADOPTING: Final = "adopting"
+"""Instead of a cluster: what was written in another one is still being adopted, and the floor has
+another meaning until then."""
+
 # The cluster, the timeline (another one after a restore to a point in time, or a failover), and the
 # database (another one if it is a copy, made with TEMPLATE).
 CLUSTER: Final = """(SELECT system_identifier FROM pg_control_system())::text
@@ -242,7 +246,7 @@ WITH feed AS MATERIALIZED (
 ), moved AS (
     UPDATE wfc.{feed} f SET floor_xid = last.xid, floor_n = last.n
     FROM (SELECT xid, n FROM expired ORDER BY xid DESC, n DESC LIMIT 1) last
-    WHERE (f.floor_xid, f.floor_n) < (last.xid, last.n)
+    WHERE (f.floor_xid, f.floor_n) < (last.xid, last.n) AND f.cluster <> '{ADOPTING}'
 )
 SELECT count(*) FROM expired
 """

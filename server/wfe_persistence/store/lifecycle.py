@@ -11,7 +11,7 @@ from wfe_persistence.store import feed
 from wfe_persistence.store.documents import array, lifecycle_document
 from wfe_persistence.store.feed import CLUSTER, SELECTION_AT, Entry, Page, Position
 from wfe_persistence.store.records import LIFECYCLE_EVENT
-from wfe_persistence.store.rows import PGresult
+from wfe_persistence.store.rows import PGresult, integer, read_int8
 from wfe_persistence.store.tables import Store
 
 _MAX_ATTEMPTS: Final = 3
@@ -36,20 +36,74 @@ async def publish(store: Store, events: Sequence[LifecycleEvent]) -> None:
 
 _read_event = LIFECYCLE_EVENT.reader(SELECTION_AT)
 
-# Events that were restored into another cluster may have ids of transactions that are still to come
-# there: they become ones of this transaction, in their order.
-ADOPT = f"""
-WITH adopted AS (
-    INSERT INTO wfc.lifecycle_feed AS f (cluster)
-    VALUES ({CLUSTER})
-    ON CONFLICT (only_row) DO UPDATE SET
-        feed_id = EXCLUDED.feed_id, cluster = EXCLUDED.cluster, floor_xid = '0', floor_n = 0
-    WHERE f.cluster <> EXCLUDED.cluster
-    RETURNING only_row
-)
-UPDATE wfc.lifecycle_events SET xid = pg_current_xact_id()
-WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND EXISTS (SELECT FROM adopted)
+# Events from another cluster, after a move or the restore of a backup, may have ids of transactions
+# that are still to come here. They get one that is before those of all events that were published
+# here meanwhile, or are being published; else who watches from now on would be sent old events as
+# new ones. There may be very many, so it is done in parts. Until then the feed is `ADOPTING`, and
+# its floor says which they are: those up to the number n that are not up to the transaction xid.
+
+# Of a namespace that was moved, when it is put into use: this transaction is before all that will
+# write here.
+NEW_FEED = f"""
+INSERT INTO wfc.lifecycle_feed AS f (cluster, floor_xid, floor_n)
+VALUES ('{feed.ADOPTING}', pg_current_xact_id(),
+    coalesce(pg_sequence_last_value(pg_get_serial_sequence('wfc.lifecycle_events', 'n')), 0))
+ON CONFLICT (only_row) DO UPDATE SET
+    feed_id = EXCLUDED.feed_id, cluster = EXCLUDED.cluster,
+    floor_xid = EXCLUDED.floor_xid, floor_n = EXCLUDED.floor_n
 """
+
+# Of what is found to be from elsewhere: whatever has such an id, and all with lower numbers.
+BEGIN_FEED = f"""
+INSERT INTO wfc.lifecycle_feed AS f (cluster, floor_xid, floor_n)
+SELECT CASE WHEN theirs.n IS NULL THEN {CLUSTER} ELSE '{feed.ADOPTING}' END,
+    coalesce((least(
+        pg_snapshot_xmin(now.snapshot)::text::bigint,
+        (SELECT e.xid::text::bigint FROM wfc.lifecycle_events e
+            WHERE e.n > theirs.n AND e.xid < pg_snapshot_xmax(now.snapshot)
+            ORDER BY e.xid LIMIT 1)
+    ) - 1)::text::xid8, '0'),
+    coalesce(theirs.n, 0)
+FROM (SELECT pg_current_snapshot() AS snapshot) now
+CROSS JOIN LATERAL (
+    SELECT max(n) AS n FROM wfc.lifecycle_events WHERE xid >= pg_snapshot_xmax(now.snapshot)
+) theirs
+ON CONFLICT (only_row) DO UPDATE SET
+    feed_id = EXCLUDED.feed_id, cluster = EXCLUDED.cluster,
+    floor_xid = EXCLUDED.floor_xid, floor_n = EXCLUDED.floor_n
+WHERE f.cluster NOT IN ({CLUSTER}, '{feed.ADOPTING}')
+"""
+
+# At most $1 of them; with the last ones, the feed is valid.
+ADOPT = f"""
+WITH part AS MATERIALIZED (
+    SELECT ctid FROM wfc.lifecycle_events
+    WHERE xid > (SELECT floor_xid FROM wfc.lifecycle_feed WHERE cluster = '{feed.ADOPTING}')
+        AND n <= (SELECT floor_n FROM wfc.lifecycle_feed)
+    ORDER BY xid, n
+    LIMIT $1::bigint
+), adopted AS (
+    UPDATE wfc.lifecycle_events e SET xid = (SELECT floor_xid FROM wfc.lifecycle_feed)
+    FROM part WHERE e.ctid = part.ctid
+), valid AS (
+    UPDATE wfc.lifecycle_feed f
+    SET feed_id = gen_random_uuid(), cluster = {CLUSTER}, floor_xid = '0', floor_n = 0
+    WHERE f.cluster = '{feed.ADOPTING}' AND (SELECT count(*) FROM part) < $1::bigint
+)
+SELECT count(*) FROM part
+"""
+
+_ADOPTED_AT_ONCE: Final = 5_000
+
+
+async def _make_valid(store: Store) -> None:
+    """Do what is left until the feed is valid. Raises PersistenceError."""
+    await store.write_once(BEGIN_FEED)
+    adopted = _ADOPTED_AT_ONCE
+    while adopted == _ADOPTED_AT_ONCE:
+        rows = await store.write_once(ADOPT, integer(_ADOPTED_AT_ONCE), jit=False)
+        adopted = read_int8(rows.get_value(0, 0))
+
 
 WATCH = feed.reading(
     "lifecycle_events", "lifecycle_feed", f"f.cluster = {CLUSTER}", LIFECYCLE_EVENT.selection("e")
@@ -66,7 +120,7 @@ async def watch(store: Store, after: Position | None, limit: int) -> Page[Lifecy
         page = await feed.read_page(store, WATCH, after, limit, _decode)
         if page is not None:
             return page
-        await store.write(ADOPT)
+        await _make_valid(store)
     raise feed.changed_repeatedly()
 
 

@@ -67,8 +67,8 @@ _read_before = WORKFLOW_BEFORE.reader(SELECTION_AT)
 _STATUS_AT: Final = SELECTION_AT + WORKFLOW_BEFORE.at("status")
 
 # A number that no recording has had: odd, and higher. It counts at once, and for good, even if this
-# is rolled back; then the row has none that counts. Changes that were restored into another cluster
-# may have ids of transactions that are still to come there.
+# is rolled back; then the row has none that counts. Changes from another cluster may have ids of
+# transactions that are still to come here; what is there by now is of no use to this recording.
 BEGIN_RECORDING = f"""
 WITH begun AS (
     INSERT INTO wfc.workflow_feed AS f (only_row) VALUES (TRUE)
@@ -80,7 +80,12 @@ WITH begun AS (
     RETURNING only_row
 )
 DELETE FROM wfc.workflow_changes
-WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND EXISTS (SELECT FROM begun)
+WHERE xid >= pg_snapshot_xmin(pg_current_snapshot()) AND EXISTS (SELECT FROM begun)
+"""
+
+# Written when a namespace that was moved is put into use, see lifecycle.NEW_FEED.
+NEW_WORKFLOW_FEED = """
+UPDATE wfc.workflow_feed SET feed_id = gen_random_uuid(), cluster = '', recording = -1
 """
 
 # What is to be known of a recording that has begun: its feed, and who had written before.

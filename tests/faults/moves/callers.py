@@ -224,11 +224,14 @@ class Callers:
 
     async def _watch(self) -> None:
         """The numbers come without a gap. Where the cursor has expired, they begin anew, with what
-        is published behind the first response."""
-        cursor, last, highest = "", 0, 0
+        is published behind the first response; what was acknowledged before does not come."""
+        cursor, last, highest, old = "", 0, 0, 0
         while not self._stopping:
             api = self._apis[next(self._turns) % len(self._apis)]
             try:
+                if not cursor:
+                    # A publisher that was cut off from its answer has repeated the last one.
+                    old = self._published - 1
                 async with api.watch(
                     after=cursor, workflow_definition_id=_DEFINITION, metadata=self._inside
                 ) as responses:
@@ -241,6 +244,8 @@ class Callers:
                             number = int(each.event.message)
                             if number > highest:
                                 self.found.append(f"number {number} came, after {last}")
+                            if number < old:
+                                self.found.append(f"number {number} came, watched from {old} on")
                             last = max(last, number)
                             highest = last + 1
                             self.received += 1

@@ -12,4 +12,4 @@ WITH begun AS (
     RETURNING only_row
 )
 DELETE FROM wfc.workflow_changes
-WHERE xid >= pg_snapshot_xmax(pg_current_snapshot()) AND EXISTS (SELECT FROM begun);
+WHERE xid >= pg_snapshot_xmin(pg_current_snapshot()) AND EXISTS (SELECT FROM begun);

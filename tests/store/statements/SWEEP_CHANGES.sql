@@ -15,6 +15,6 @@ WITH feed AS MATERIALIZED (
 ), moved AS (
     UPDATE wfc.workflow_feed f SET floor_xid = last.xid, floor_n = last.n
     FROM (SELECT xid, n FROM expired ORDER BY xid DESC, n DESC LIMIT 1) last
-    WHERE (f.floor_xid, f.floor_n) < (last.xid, last.n)
+    WHERE (f.floor_xid, f.floor_n) < (last.xid, last.n) AND f.cluster <> 'adopting'
 )
 SELECT count(*) FROM expired;

@@ -16,11 +16,13 @@ from typing import Final
 import psycopg
 
 from wfe_persistence.store.administration import INDEPENDENT
+from wfe_persistence.store.lifecycle import NEW_FEED
 from wfe_persistence.store.moving import guard, logical, sides
 from wfe_persistence.store.moving.prerequisites import NotPossible
 from wfe_persistence.store.moving.sides import AsyncConnection, Side, sql
 from wfe_persistence.store.owner import ACTIVE
 from wfe_persistence.store.postgres.reachability import why
+from wfe_persistence.store.workflow_changes import NEW_WORKFLOW_FEED
 
 # For how long the lock is waited for, and others behind it, in each attempt (seconds). The first
 # ones end before PostgreSQL looks for deadlocks, so none is anybody's error; the later ones are
@@ -127,14 +129,6 @@ async def fence(connection: AsyncConnection, source: Side, archive: str, move: s
     await connection.execute("COMMIT")
 
 
-# Ids of transactions mean nothing in another cluster, and in one where the namespace was before
-# they mean something else: so there are new feeds, and cursors of the old ones have expired.
-NEW_FEEDS = (
-    "UPDATE wfc.lifecycle_feed SET cluster = ''",
-    "UPDATE wfc.workflow_feed SET cluster = '', recording = -1",
-)
-
-
 async def activate(
     connection: AsyncConnection,
     target: Side,
@@ -155,7 +149,7 @@ async def activate(
             for each in sequences
         ]
         await connection.execute(sql("SELECT " + ", ".join(calls)))
-        for statement in NEW_FEEDS:
+        for statement in (NEW_FEED, NEW_WORKFLOW_FEED):  # cursors of the old ones have expired
             await connection.execute(sql(schema.qualify(statement)))
         await sides.set_identity(connection, schema, target.name, generation, ACTIVE)
         await connection.execute(sql(sides.activated(schema.name)))
