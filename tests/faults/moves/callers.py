@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
+from bisect import bisect
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -42,6 +44,9 @@ _PAUSE_SECONDS: Final = 0.05
 # Between two calls: the processor is for the move, too. All together make some hundred a second.
 _REST_SECONDS: Final = 0.02
 _DEFINITION: Final = "moved"
+# A watcher may be sent what was published just before it began: while an older transaction is
+# still going on, what has been committed since waits for its end.
+_OLD_SECONDS: Final = 5.0
 _QUICKLY: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
@@ -85,7 +90,7 @@ class Callers:
         self._revisions: dict[str, int] = {}
         self._numbers: list[int] = []
         self._epoch = 0
-        self._published = 0
+        self._published_at: list[float] = []
 
     @asynccontextmanager
     async def working(self, writers: int) -> AsyncIterator[None]:
@@ -219,32 +224,31 @@ class Callers:
                 return
             event = make.lifecycle_event(workflow_definition_id=_DEFINITION, message=str(number))
             await self._call(lambda api, event=event: api.publish(event, metadata=self._inside))  # type: ignore[misc]
-            self._published = number
+            self._published_at.append(time.monotonic())
             await asyncio.sleep(_REST_SECONDS)
 
     async def _watch(self) -> None:
         """The numbers come without a gap. Where the cursor has expired, they begin anew, with what
-        is published behind the first response; what was acknowledged before does not come."""
+        is published behind the first response; what was acknowledged long before does not come."""
         cursor, last, highest, old = "", 0, 0, 0
         while not self._stopping:
             api = self._apis[next(self._turns) % len(self._apis)]
             try:
                 if not cursor:
-                    # A publisher that was cut off from its answer has repeated the last one.
-                    old = self._published - 1
+                    old = bisect(self._published_at, time.monotonic() - _OLD_SECONDS)
                 async with api.watch(
                     after=cursor, workflow_definition_id=_DEFINITION, metadata=self._inside
                 ) as responses:
                     async for response in responses:
                         if not cursor:
                             # One may have been called by then, and not answered yet.
-                            last, highest = 0, self._published + 2
+                            last, highest = 0, len(self._published_at) + 2
                         cursor = response.cursor
                         for each in response.events:
                             number = int(each.event.message)
                             if number > highest:
                                 self.found.append(f"number {number} came, after {last}")
-                            if number < old:
+                            if number <= old:
                                 self.found.append(f"number {number} came, watched from {old} on")
                             last = max(last, number)
                             highest = last + 1
