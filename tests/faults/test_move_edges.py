@@ -161,6 +161,14 @@ WHERE query LIKE '%confirmed_flush_lsn >= m.lsn%' AND pid <> pg_backend_pid()
 """
 
 
+def follow(servers: Servers, how: str) -> None:
+    """`DISABLE` or `ENABLE` the subscriptions of b."""
+    with psycopg.connect(servers["b"].url, autocommit=True) as connection:
+        names = connection.execute("SELECT subname FROM pg_subscription").fetchall()
+        for (subscription,) in names:
+            connection.execute(f'ALTER SUBSCRIPTION "{subscription}" {how}'.encode())
+
+
 async def carry(servers: Servers, name: str) -> None:
     """A target is behind when it is to be switched to, and there are writes and claims."""
     async with service(servers, name) as of:
@@ -169,21 +177,15 @@ async def carry(servers: Servers, name: str) -> None:
         switching = asyncio.Event()
         epoch = await of.claim("before")
 
-        def follow(how: str) -> None:
-            with psycopg.connect(servers["b"].url, autocommit=True) as connection:
-                names = connection.execute("SELECT subname FROM pg_subscription").fetchall()
-                for (subscription,) in names:
-                    connection.execute(f'ALTER SUBSCRIPTION "{subscription}" {how}'.encode())
-
         async def fall_behind() -> None:
-            follow("DISABLE")
+            follow(servers, "DISABLE")
             written.update([await of.add_event() for _ in range(20)])
 
         async def catch_up_when_waited_for() -> None:
             async def catch_up() -> None:
                 while not switching.is_set():
                     if rows_of(servers["home"], _IS_WAITED_FOR):
-                        follow("ENABLE")
+                        follow(servers, "ENABLE")
                         return
                     await asyncio.sleep(0.02)
 
@@ -195,12 +197,12 @@ async def carry(servers: Servers, name: str) -> None:
             async def add() -> None:
                 written.add(await of.add_event())
 
-            follow("DISABLE")
+            follow(servers, "DISABLE")
             tasks.append(asyncio.create_task(add()))
             # It must wait for the switch, however long that takes.
             await asyncio.wait({tasks[-1]}, timeout=0.5)
 
-        of.at = {"copied": fall_behind, "held": catch_up_when_waited_for, "switching": write}
+        of.at = {"close": fall_behind, "held": catch_up_when_waited_for, "switching": write}
         # It may take too long for one attempt, on a slow machine.
         await of.move_at_last("b")
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
@@ -306,6 +308,29 @@ async def test_a_copy_that_can_never_be_finished_begins_anew(servers: Servers) -
         await of.move_at_last("b")
         assert await of.events() == {before}
         assert (await of.store()).database.name == "b"
+
+
+async def test_writes_are_held_when_the_target_is_close(servers: Servers) -> None:
+    """And not only as it was before its statistics were made, which may take long."""
+    async with service(servers, "close") as of:
+        order: list[str] = []
+
+        async def fall_behind() -> None:
+            follow(servers, "DISABLE")
+            await of.add_event()
+            order.append("behind")
+            asyncio.get_running_loop().call_later(1.0, catch_up)
+
+        def catch_up() -> None:
+            order.append("follows")
+            follow(servers, "ENABLE")
+
+        async def held() -> None:
+            order.append("held")
+
+        of.at = {"copied": fall_behind, "held": held}
+        await of.move("b")
+        assert order == ["behind", "follows", "held"]
 
 
 async def test_a_database_that_hangs_holds_up_no_other(

@@ -29,11 +29,13 @@ NAMESPACE: Final = "moved"
 
 PLACES: Final = (
     "begun", "publication taken", "target empty", "target created", "published", "subscribed",
-    "copied", "held", "switching", "fenced", "activated", "switched", "cleaned",
+    "copied", "close", "held", "switching", "fenced", "activated", "switched", "cleaned",
 )  # fmt: skip
 """Where whoever drives a move may end, in their order."""
 
-PLACES_OF_COPY: Final = tuple(place for place in PLACES if place not in ("published", "subscribed"))
+PLACES_OF_COPY: Final = tuple(
+    place for place in PLACES if place not in ("published", "subscribed", "close")
+)
 
 VICTIMS: Final = ("mover", "source", "target", "server")
 """Whoever drives the move, either PostgreSQL, and one of the servers, if there are any."""

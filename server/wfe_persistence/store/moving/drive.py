@@ -190,23 +190,36 @@ class Drive:
                         yield progress
             if self.way is Way.COPY or await self._is_beyond_fence(here):
                 return
-            while True:
-                state = await logical.state(here, there, self.move)
-                if not state.is_whole:
-                    raise NotPossible(
-                        "the slot or the subscription of the move was lost, perhaps for want of "
-                        "space for the write-ahead log (max_slot_wal_keep_size); taken up again, "
-                        "it begins anew"
-                    )
-                self.copied = state.copied_bytes
-                yield replace(self.progress(), lag_bytes=state.lag_bytes)
-                if state.ready == state.tables and await logical.wait_until_applied(
-                    here, self.move, _CLOSE_SECONDS
-                ):
-                    break
-                await asyncio.sleep(REPORT_SECONDS)
+            async with aclosing(self._until_close(here, there)) as following:
+                async for progress in following:
+                    yield progress
             await self._at("copied")
             await self._analyze(there)
+            # That may have taken long: nobody shall wait for what has come meanwhile.
+            async with aclosing(self._until_close(here, there)) as following:
+                async for progress in following:
+                    yield progress
+            await self._at("close")
+
+    async def _until_close(
+        self, here: AsyncConnection, there: AsyncConnection
+    ) -> AsyncGenerator[Progress, None]:
+        """Wait until the target has all rows but the very latest."""
+        while True:
+            state = await logical.state(here, there, self.move)
+            if not state.is_whole:
+                raise NotPossible(
+                    "the slot or the subscription of the move was lost, perhaps for want of "
+                    "space for the write-ahead log (max_slot_wal_keep_size); taken up again, "
+                    "it begins anew"
+                )
+            self.copied = state.copied_bytes
+            yield replace(self.progress(), lag_bytes=state.lag_bytes)
+            if state.ready == state.tables and await logical.wait_until_applied(
+                here, self.move, _CLOSE_SECONDS
+            ):
+                return
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _begin_copy(self, here: AsyncConnection, there: AsyncConnection) -> None:
         """Begin from the beginning, whatever is there of this move, unless it is past its fence."""
