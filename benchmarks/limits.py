@@ -5,8 +5,9 @@ the three; half of the callers of each namespace call either of two servers. All
 with each other and with the callers, so what counts is not how many calls there were, but how much
 of the processor's time each PostgreSQL and each server took for them: each on a machine of its own,
 they could go on until the busiest has used up its own. Cases: one of each, twice, which shows the
-noise of the machine; three PostgreSQLs with one server; and with two. Each case has servers of its
-own. Those of one kind are different databases in the same PostgreSQLs, of which only one is called
+noise of the machine; three PostgreSQLs with one server; with two; and with two and twice as many
+callers, so that each server has as many as the one. Each case but the last has servers of its own.
+Those of one kind are different databases in the same PostgreSQLs, of which only one is called
 at a time; what all do while nobody calls is told, too.
 
 Then, with three and two: namespaces of one caller each, alone and while many callers overload one
@@ -57,6 +58,7 @@ LOADS: Final = ("steps", "turns", "mixed")
 AGAIN: Final = "one and one, again"
 DATABASES: Final = "three and one"
 BOTH: Final = "three and two"
+TWICE: Final = "three and two, twice the callers"
 
 _FLOODED: Final = "a"
 _FLOOD: Final = "flood"
@@ -127,12 +129,15 @@ async def _measure(directory: Path, seconds: float, rounds: int) -> Figures:
         figures: Figures = [
             {"part": "idle"} | await _idle(list(started), list(map(Accounted.at, _urls(started))))
         ]
-        names = list(cases)
+        names = [*cases, TWICE]
         for round_ in range(rounds):
             first = round_ % len(names)
             for load in LOADS:
                 for name in names[first:] + names[:first]:
-                    figure = await _one(cases[name], load, seconds)
+                    if name == TWICE:
+                        figure = await _one(cases[BOTH], load, seconds, 2 * CALLERS)
+                    else:
+                        figure = await _one(cases[name], load, seconds)
                     figures.append(
                         {"part": "capacity", "load": load, "case": name, "round": round_} | figure
                     )
@@ -184,7 +189,7 @@ async def _case(
         case = _Case(used, [Accounted.at(each.url) for each in used], running, loads, urls)
         # Twice as many items as callers could have at once.
         await case.all_do(
-            prepare=NAMESPACES, workflows=2 * CALLERS // len(NAMESPACES) // servers + 2
+            prepare=NAMESPACES, workflows=4 * CALLERS // len(NAMESPACES) // servers + 2
         )
         for load in LOADS:
             done, began = 0, time.monotonic()
@@ -206,14 +211,14 @@ async def _idle(names: list[str], accounted: list[Accounted]) -> dict[str, Any]:
     }
 
 
-async def _one(case: _Case, load: str, seconds: float) -> dict[str, Any]:
+async def _one(case: _Case, load: str, seconds: float, callers: int = CALLERS) -> dict[str, Any]:
     """A load for so long."""
     wal = _wal(case)
     before = case.used()
     answers = await case.all_do(
         load=load,
         namespaces=NAMESPACES,
-        callers=CALLERS // len(NAMESPACES) // len(case.loads),
+        callers=callers // len(NAMESPACES) // len(case.loads),
         seconds=seconds,
     )
     after = case.used()

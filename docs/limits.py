@@ -23,6 +23,7 @@ CASES: Final = {
     "one and one, again": "1 and 1, again",
     "three and one": "3 and 1",
     "three and two": "3 and 2",
+    "three and two, twice the callers": "3 and 2, twice as many callers",
 }
 LOADS: Final = {
     "steps": "a step from the queue, two calls",
