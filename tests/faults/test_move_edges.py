@@ -18,7 +18,7 @@ import pytest
 from tests.faults.move_faults import MOVE_FAULTS
 from tests.faults.moves.driver import directory_of
 from tests.faults.moves.stage import databases, settings_of
-from tests.support import make
+from tests.support import binaries, make
 from tests.support.postgres import PostgresServer
 from wfe.persistence.v1.error_reason_pb2 import ErrorReason
 from wfe.persistence.v1.lock_pb2 import AcquireLockRequest
@@ -258,6 +258,14 @@ async def test_a_switch_carries_all_over_and_leaves_nothing_that_can_be_written(
 
 async def test_who_hangs_up_twice_leaves_a_switch_that_is_made(servers: Servers) -> None:
     await hang_up(servers, "hung_up")
+
+
+async def test_all_of_it_on_the_oldest_postgresql(run_dir: Path) -> None:
+    directory = run_dir / "oldest-move"
+    directory.mkdir(0o711)
+    with databases(directory, version=binaries.VERSIONS[0]) as servers:
+        for name, scenario in SCENARIOS.items():
+            await scenario(servers, f"{name}_oldest")
 
 
 @pytest.mark.parametrize("fault", MOVE_FAULTS)

@@ -269,8 +269,10 @@ def _is_writable(url: str) -> bool:
 
 
 @contextmanager
-def databases(directory: Path, **settings: str) -> Iterator[dict[str, PostgresServer]]:
-    """Two PostgreSQLs, between which namespaces can be moved."""
+def databases(
+    directory: Path, version: int = 18, **settings: str
+) -> Iterator[dict[str, PostgresServer]]:
+    """Two PostgreSQLs of a major version, between which namespaces can be moved."""
     options = {
         "wal_level": "logical",
         "max_replication_slots": "20",
@@ -279,7 +281,7 @@ def databases(directory: Path, **settings: str) -> Iterator[dict[str, PostgresSe
         "max_sync_workers_per_subscription": "6",
         **settings,
     }
-    program = binaries.postgres(18)
+    program = binaries.postgres(version)
     with (
         PostgresServer(program, directory / "home", options) as home,
         PostgresServer(program, directory / "b", options) as b,
