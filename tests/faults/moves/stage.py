@@ -292,7 +292,7 @@ def databases(
 @asynccontextmanager
 async def stage(directory: Path, real: int = 0, **settings: str) -> AsyncIterator[Stage]:
     """Two PostgreSQLs, with a namespace at home; `real`: how many servers there are."""
-    with databases(directory, **settings) as servers:
+    with databases(directory, 18, **settings) as servers:
         config = settings_of(servers["home"].url, b=servers["b"].url)
         async with databases_from(config) as first, databases_from(config) as second:
             schema = Schema()
