@@ -61,6 +61,25 @@ class GoneContext:
         raise grpc.aio.InternalError("Failed execute_batch")
 
 
+class SilentContext(GoneContext):
+    """The context of a stream whose client sends nothing more, and waits."""
+
+    def __init__(self) -> None:
+        super().__init__(b"")
+        self.ended: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    async def read(self) -> bytes:
+        raise AbortedError(await self.ended)
+
+    async def abort(self, *said: object, **_: object) -> None:
+        self.ended.set_result(said[0])
+        raise grpc.aio.AbortError
+
+
+class AbortedError(Exception):
+    """How a read ends when its call was ended."""
+
+
 class NoEnvironment:
     """An environment in which every handler fails."""
 
@@ -98,6 +117,29 @@ async def test_call_whose_client_has_gone_ends_without_a_word(
     with pytest.raises(asyncio.CancelledError):
         await function(None, GoneContext(b""))
     assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+
+
+@pytest.mark.parametrize(
+    ("patience", "remaining", "code"),
+    [
+        (0.05, float("inf"), grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (60.0, 0.05, grpc.StatusCode.DEADLINE_EXCEEDED),
+    ],
+    ids=["longer than we wait", "to its deadline"],
+)
+async def test_a_stream_on_which_nothing_more_is_sent_ends_with_the_reason(
+    patience: float, remaining: float, code: grpc.StatusCode
+) -> None:
+    """Its client may hear of it before it notices that its own deadline has passed."""
+    intake, context = Intake(**INTAKE), SilentContext()
+    silent: Any = context
+    ends = asyncio.get_running_loop().time() + remaining
+    with (
+        intake.admit(silent, ends, lasts=True) as place,
+        pytest.raises(AbortedError),
+    ):
+        await intake.receive_next(place, patience, ends)
+    assert context.ended.result() is code
 
 
 async def test_warnings_of_one_reason_are_one_line_a_minute(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.console import scene
 from tests.support.admin import AdminServer
-from tests.support.browser import ABSENT, Browser, Tab, find_browser, started
+from tests.support.browser import Browser, Tab, started
 
 
 @pytest.fixture(scope="package")
@@ -42,8 +42,6 @@ def log_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if find_browser() is None:
-        pytest.skip(ABSENT)
     with started(tmp_path_factory.mktemp("browser") / "profile") as browser:
         yield browser
 

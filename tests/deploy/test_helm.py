@@ -27,6 +27,9 @@ from tests.deploy.rendered import (
 )
 from wfe_persistence.settings import SETTINGS
 
+# Helm and Kustomize are built when they are used first.
+pytestmark = pytest.mark.timeout(900)
+
 CHARTS: Final = DEPLOY / "helm"
 CHART: Final = str(CHARTS / "wfe-persistence")
 

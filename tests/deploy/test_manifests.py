@@ -31,6 +31,9 @@ from tests.deploy.rendered import (
 from wfe_persistence.access.policy import parse_policy
 from wfe_persistence.settings import SETTINGS
 
+# Helm and Kustomize are built when they are used first.
+pytestmark = pytest.mark.timeout(900)
+
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 
 # The oldest that has native sidecars by default, and the newest that the schemas know.

@@ -243,8 +243,7 @@ class Boundary:
                         await self._send(
                             deque([response]), context, ErrorReason.ERROR_REASON_READER_TOO_SLOW
                         )
-                        until = min(ends, loop.time() + self._env.stall_seconds)
-                        data = await self._intake.receive_next(place, until)
+                        data = await self._intake.receive_next(place, self._env.stall_seconds, ends)
                         if data is not None:
                             self._limits.require_space(caller, method)
                             with self._intake.deadlines.until(

@@ -194,15 +194,18 @@ class Intake:
                 moment.discard(read)
                 self._slots.give_back(peer, 1)
 
-    async def receive_next(self, place: Place, deadline: float) -> bytes | None:
+    async def receive_next(self, place: Place, patience: float, ends: float) -> bytes | None:
         """The bytes of the next request of a stream; None: the client sends no more. `release` must
         be told of those that are `place.large`.
 
         While it is received it takes no room of other calls: there are few such streams. Raises
-        PersistenceError, or AbortError, also if nothing has come until the deadline.
+        PersistenceError, or AbortError, also if nothing has come for so long (seconds), or until
+        the call `ends` (on the event loop's clock), which its client may be told by us first.
         """
+        loop = asyncio.get_running_loop()
         read = _Read(self, place.context, monotonic())
-        timer = asyncio.get_running_loop().call_at(deadline, self._end, read, _no_more)
+        deadline = min(ends, loop.time() + patience)
+        timer = loop.call_at(deadline, self._end, read, _too_late if deadline == ends else _no_more)
         if self.deadlines.expired:
             self._end(read, shutting_down)
         try:
